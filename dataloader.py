@@ -1,0 +1,242 @@
+"""The data of a run: dialogues, corpora, splits, standardisation, batches, and the synthetic corpus.
+
+Shapes use B dialogues, T utterances in the longest of them, and d features; arrays are batch-first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from sklearn.preprocessing import StandardScaler
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+MODALITIES = ("text", "visual", "acoustic")
+IEMOCAP_LABELS = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
+IGNORE_LABEL = -100  # what torch's cross entropy skips; marks padding
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave us. The message names the file or flag, the field and the cure."""
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One dialogue of n utterances.
+
+    Attributes:
+        id: The dialogue's name in its feature file.
+        features: Modality to float32 array ``[n, d_modality]``.
+        labels: Class of each utterance, int64 ``[n]``.
+        speakers: Name of each utterance's speaker, n strings.
+        sentences: Transcript of each utterance, n strings.
+        utterances: Name of each utterance, n strings.
+    """
+
+    id: str
+    features: Mapping[str, np.ndarray]
+    labels: np.ndarray
+    speakers: tuple[str, ...]
+    sentences: tuple[str, ...]
+    utterances: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def speaker_index(self) -> np.ndarray:
+        """Speakers numbered by their first turn in this dialogue, int64 ``[n]``.
+
+        Numbers within the dialogue, not names, so that a model trained on one set of people reads another.
+        """
+        order = {name: i for i, name in enumerate(dict.fromkeys(self.speakers))}
+        return np.array([order[name] for name in self.speakers], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Dialogues, the splits they are in, and the names of the classes.
+
+    Attributes:
+        name: Where the corpus comes from, for messages.
+        dialogues: Dialogue id to `Dialogue`.
+        splits: ``train``, ``test`` and, where there is one, ``valid``, to dialogue ids.
+        label_names: One name a class; their number is the number of classes.
+        sha256: Checksum of the feature file, or of the recipe of a synthetic corpus.
+    """
+
+    name: str
+    dialogues: Mapping[str, Dialogue]
+    splits: Mapping[str, tuple[str, ...]]
+    label_names: tuple[str, ...]
+    sha256: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.label_names)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width of each modality that has any features, in the order text, visual, acoustic."""
+        first = next(iter(self.dialogues.values()))
+        return {m: first.features[m].shape[1] for m in MODALITIES if m in first.features}
+
+    @property
+    def num_speakers(self) -> int:
+        """The most speakers that one dialogue has."""
+        return max(len(set(d.speakers)) for d in self.dialogues.values())
+
+    def split(self, name: str) -> list[Dialogue]:
+        """The dialogues of a split, in the split's order."""
+        return [self.dialogues[i] for i in self.splits[name]]
+
+    def select_modalities(self, names: Sequence[str]) -> Corpus:
+        """This corpus with only the named modalities.
+
+        Raises:
+            InputError: If a name is no modality, or this corpus has no features of it.
+        """
+        for name in names:
+            if name not in self.dims:
+                raise InputError(
+                    f"{self.name}: --modalities: no features of modality {name!r}; there are {', '.join(self.dims)}"
+                )
+        if not names or len(set(names)) != len(names):
+            raise InputError(f"--modalities: name each modality once, among {', '.join(self.dims)}")
+        return replace(
+            self,
+            dialogues={
+                i: replace(d, features={m: d.features[m] for m in MODALITIES if m in names})
+                for i, d in self.dialogues.items()
+            },
+        )
+
+
+def session_of(dialogue_id: str) -> str:
+    """The recording session an IEMOCAP id names (``Ses03F_impro02`` is of ``Ses03``); elsewhere the empty string."""
+    match = re.match(r"Ses\d+", dialogue_id)
+    return match.group() if match else ""
+
+
+def carve_validation(corpus: Corpus, share: float, seed: int) -> Corpus:
+    """Move a share of the training dialogues into a ``valid`` split, balanced over sessions where ids show them.
+
+    A validation split that the file ships is kept. Test dialogues are never looked at.
+
+    Args:
+        corpus: The corpus to split.
+        share: Part of the training dialogues to set aside, 0 < share < 1.
+        seed: Decides which.
+
+    Raises:
+        InputError: If fewer than one dialogue would be left on either side.
+    """
+    if corpus.splits.get("valid"):
+        return corpus
+    train = list(corpus.splits["train"])
+    wanted = round(share * len(train))
+    if wanted < 1 or wanted >= len(train):
+        raise InputError(
+            f"{corpus.name}: split 'train': {len(train)} dialogues are too few to set {share:.0%} of them aside "
+            "for validation; give more training dialogues or change --valid"
+        )
+    rng = np.random.default_rng(seed)
+    sessions: dict[str, list[str]] = {}
+    for dialogue_id in rng.permutation(sorted(train)).tolist():
+        sessions.setdefault(session_of(dialogue_id), []).append(dialogue_id)
+    # Dealing one dialogue a session in turn keeps every prefix of the queue balanced.
+    queues = [sessions[name] for name in sorted(sessions)]
+    dealt = [queue[i] for i in range(max(map(len, queues))) for queue in queues if i < len(queue)]
+    valid = set(dealt[:wanted])
+    return replace(
+        corpus,
+        splits={
+            **corpus.splits,
+            "train": tuple(i for i in train if i not in valid),
+            "valid": tuple(i for i in train if i in valid),
+        },
+    )
+
+
+@dataclass
+class Standardiser:
+    """Zero mean and unit variance for every feature, by statistics of the dialogues it was fitted on.
+
+    A column that is constant there is centred and not scaled.
+    """
+
+    mean: dict[str, np.ndarray] = field(default_factory=dict)
+    scale: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, dialogues: Iterable[Dialogue]) -> Standardiser:
+        """Learn mean and scale from every utterance of these dialogues: the training ones, and no others."""
+        dialogues = list(dialogues)
+        fitted = cls()
+        for modality in dialogues[0].features:
+            scaler = StandardScaler().fit(np.concatenate([d.features[modality] for d in dialogues]).astype(np.float64))
+            fitted.mean[modality], fitted.scale[modality] = scaler.mean_, scaler.scale_
+        return fitted
+
+    def __call__(self, dialogue: Dialogue) -> Dialogue:
+        """The dialogue with standardised features, float32."""
+        return replace(
+            dialogue,
+            features={m: ((x - self.mean[m]) / self.scale[m]).astype(np.float32) for m, x in dialogue.features.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Dialogues padded to one length.
+
+    Attributes:
+        ids: The B dialogue ids.
+        features: Modality to float ``[B, T, d_modality]``, zero where padded.
+        mask: True on real utterances, bool ``[B, T]``.
+        speakers: Speaker numbers within the dialogue, long ``[B, T]``, zero where padded.
+        labels: Classes, long ``[B, T]``, `IGNORE_LABEL` where padded.
+    """
+
+    ids: tuple[str, ...]
+    features: dict[str, torch.Tensor]
+    mask: torch.Tensor
+    speakers: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """This batch on a device."""
+        return Batch(
+            self.ids,
+            {m: x.to(device) for m, x in self.features.items()},
+            self.mask.to(device),
+            self.speakers.to(device),
+            self.labels.to(device),
+        )
+
+
+def collate(dialogues: Sequence[Dialogue]) -> Batch:
+    """Pad dialogues of any lengths into one `Batch`."""
+
+    def pad(arrays: Iterable[np.ndarray], value: float = 0) -> torch.Tensor:
+        return pad_sequence([torch.from_numpy(a) for a in arrays], batch_first=True, padding_value=value)
+
+    return Batch(
+        ids=tuple(d.id for d in dialogues),
+        features={m: pad(d.features[m] for d in dialogues) for m in dialogues[0].features},
+        mask=pad(np.ones(len(d), dtype=bool) for d in dialogues),
+        speakers=pad(d.speaker_index for d in dialogues),
+        labels=pad((d.labels for d in dialogues), IGNORE_LABEL),
+    )
+
+
+def batches(dialogues: Sequence[Dialogue], batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
+    """A loader of `Batch`; shuffled by `generator` when one is given, else in order."""
+    return DataLoader(
+        dialogues, batch_size=batch_size, shuffle=generator is not None, generator=generator, collate_fn=collate
+    )
