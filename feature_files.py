@@ -405,18 +405,23 @@ def write_nine_tuple(corpus: Corpus, path: str | Path) -> None:
         [*corpus.splits["train"], *corpus.splits.get("valid", ())],
         list(corpus.splits["test"]),
     )
-    with _replacing(Path(path)) as temporary, temporary.open("wb") as stream:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         _OldPathPickler(stream, protocol=3).dump(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside a file, which takes the file's place if all goes well and is removed if not."""
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside a file, for the body to write; the file is then replaced whole, or not at all.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); check the folder and its free space") from None
