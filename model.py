@@ -151,7 +151,7 @@ class ModalityDiscriminator(nn.Module):
         x: ``[N, channels]``; result: one logit each, ``[N]``, high for real.
     """
 
-    def __init__(self, channels: int, hidden: int = 128):
+    def __init__(self, channels: int, hidden: int = 64):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(channels, hidden),
@@ -190,7 +190,7 @@ class AdversarialFusion(nn.Module):
         dropout: Of the generators.
     """
 
-    def __init__(self, dims: Mapping[str, int], fused_channels: int = 128, blocks: int = 2, dropout: float = 0.4):
+    def __init__(self, dims: Mapping[str, int], fused_channels: int = 64, blocks: int = 2, dropout: float = 0.4):
         super().__init__()
         self.generators = nn.ModuleDict(
             {m: FusedFeatureGenerator(d, fused_channels, blocks, dropout) for m, d in dims.items()}
