@@ -1,6 +1,7 @@
 """Small files of each layout, whole and broken, made here."""
 
 import hashlib
+import os
 import pickle
 
 import numpy as np
@@ -332,7 +333,7 @@ def test_writing_replaces_whole_or_not_at_all(save, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
         feature_files.write_nine_tuple(corpus, path)
     assert path.read_bytes() == b"before" and {p.name for p in tmp_path.iterdir()} == {"out.pkl", "features.pkl"}
