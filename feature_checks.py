@@ -157,6 +157,8 @@ class Checks:
             raise self.error("labels", f"a {type(row).__name__} where a list of classes belongs", "give one each", i)
         if not values:
             raise self.error("labels", "an empty dialogue", "remove it or give its utterances", i)
+        if isinstance(row, np.ndarray) and row.dtype.kind in "iu" and row.min() >= 0:
+            return row.astype(np.int64)
         for value in values:
             number = isinstance(value, NUMBER)
             if not number or not 0 <= value < 2**31 or value != int(value):
@@ -174,6 +176,8 @@ class Checks:
             raise self.error(field, what, cure, i)
         if len(row) != n:
             raise self.error(field, f"{len(row)} for {n} labels", cure, i)
+        if set(map(type, row)) == {str}:
+            return tuple(row)
         try:
             return tuple(map(convert, row))
         except ValueError as error:

@@ -19,6 +19,7 @@ import bisect
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import zipfile
@@ -402,20 +403,13 @@ def merbench(source: Source, path: Path, missing: str) -> Parts:
 
 def _npz_member(source: Source, path: Path, name: str) -> Mapping[str, Any]:
     """A dictionary that NumPy saved as an array of one object."""
+    data = source.bytes_of(path)
     try:
-        with zipfile.ZipFile(io.BytesIO(source.bytes_of(path))) as archive, archive.open(f"{name}.npy") as stream:
-            value = _npy(stream.read(UNPACKED), path)
-    except (
-        KeyError,
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        OSError,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        NotImplementedError,
-    ):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(f"{name}.npy") as stream:
+            member = stream.read(UNPACKED)
+    except Exception:  # random bytes raise nearly every type
         raise InputError(f"{path}: no whole .npz with {name!r} in it, so of no known layout; see {README}") from None
+    value = _npy(member, path)
     value = value.item() if value.shape == () else None
     if not isinstance(value, Mapping):
         raise InputError(f"{path}: {name}: no dictionary by utterance; see {README}")
@@ -677,6 +671,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             origin = [{"file": file.name, "sha256": c.sha256} for file, c in zip(files, corpora, strict=True)]
             _write(corpus, args.out, {"from": origin, **choices})
             print(args.out)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

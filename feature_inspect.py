@@ -176,21 +176,25 @@ def plot(corpus: Corpus, path: Path) -> None:
         path: The picture, in a format its name tells.
     """
     maps = list(corpus.dims)
-    figure = Figure(figsize=(4.4 * max(2, len(maps)), 8), layout="constrained")
+    figure = Figure(figsize=(4.4 * max(2, len(maps)), 8.4), layout="constrained")
+    figure.suptitle(Path(corpus.name).name)
     rows = figure.subfigures(2, 1)
     shares, lengths = rows[0].subplots(1, 2)
     splits = [name for name in ("train", "valid", "test") if corpus.splits.get(name)]
-    positions = np.arange(corpus.num_classes)
+    positions, width = np.arange(corpus.num_classes), 0.8 / max(1, len(splits))
+    bins = np.linspace(0, max(map(len, corpus.dialogues.values())) + 1, 25)
     for k, name in enumerate(splits):
-        counts = np.array(_counts(corpus.split(name), corpus.num_classes))
+        members, grey = corpus.split(name), {"train": "0.25", "valid": "0.5", "test": "0.75"}[name]
+        counts = np.array(_counts(members, corpus.num_classes))
         shares.bar(
-            positions + (k - (len(splits) - 1) / 2) * 0.8 / len(splits), counts / counts.sum(), 0.8 / len(splits)
+            positions + (k - (len(splits) - 1) / 2) * width, counts / counts.sum(), width, color=grey, label=name
         )
-        lengths.hist([len(d) for d in corpus.split(name)], bins=20, alpha=0.6, label=name)
+        lengths.hist([len(d) for d in members], bins=bins, color=grey, histtype="step", linewidth=2, label=name)
     shares.set(title="Share of each class", ylabel="share of the split's utterances", xticks=positions)
     shares.set_xticklabels(corpus.label_names, rotation=30, ha="right")
     lengths.set(title="Length of dialogues", xlabel="utterances", ylabel="dialogues")
     if splits:
+        shares.legend(frameon=False)
         lengths.legend(frameon=False)
 
     dialogues = list(corpus.dialogues.values())
@@ -201,7 +205,8 @@ def plot(corpus: Corpus, path: Path) -> None:
         usable = np.flatnonzero(np.isfinite(x).all(1))
         shown = np.random.default_rng(0).permutation(usable)[:MAPPED]
         if len(shown) > 1:
-            standard = StandardScaler().fit_transform(x[shown].astype(np.float64))
+            # Clipped, since a few utterances far out would otherwise be the first component.
+            standard = StandardScaler().fit_transform(x[shown].astype(np.float64)).clip(-3, 3)
             flat = PCA(min(2, *standard.shape), random_state=0).fit_transform(standard)
             flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
             for k, name in enumerate(corpus.label_names):

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from dataloader import MODALITIES, Corpus, InputError
 from feature_checks import Parts
@@ -103,10 +103,11 @@ def write_container(corpus: Corpus, path: str | Path, provenance: Mapping[str, A
         "sha256": {name: hashlib.sha256(tensor).hexdigest() for name, tensor in tensors.items()},
         "provenance": dict(provenance or {}),
     }
-    with replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "corpus": json.dumps(about, ensure_ascii=False)})
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+    content = save(tensors, metadata={"format": FORMAT, "corpus": json.dumps(about, ensure_ascii=False)})
+    with replacing(Path(path)) as temporary, temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def is_container(path: Path) -> bool:
@@ -136,6 +137,8 @@ def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
     try:
         with safe_open(path, framework="numpy") as opened:  # checks that the tensors fill the file
             metadata = opened.metadata() or {}
+            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+            entries = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise bad("header", f"a damaged safetensors file ({ascii(str(error))[1:-1]:.100})") from None
     try:
@@ -159,14 +162,13 @@ def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
 
     with path.open("rb") as stream:
         header = stream.read(int.from_bytes(stream.read(8), "little"))
-    entries = {k: v for k, v in json.loads(header).items() if k in (*MODALITIES, "labels")}
-    tensors = {}
-    for name, entry in entries.items():
-        shape = tuple(entry["shape"])
-        if entry["dtype"] not in DTYPES or shape[:1] != (total,) or len(shape) != (1 if name == "labels" else 2):
-            raise bad(name, f"a tensor of {entry['dtype']} {list(shape)} for {total} utterances")
-        start = 8 + len(header) + entry["data_offsets"][0]
-        mapped = np.memmap(path, DTYPES[entry["dtype"]], "c", start, shape) if np.prod(shape) else np.zeros(shape)
+    start, tensors = 8 + len(header), {}
+    for name, (kind, shape) in entries.items():  # in the order of the file, which they fill
+        if kind not in DTYPES or shape[:1] != (total,) or len(shape) != (1 if name == "labels" else 2):
+            raise bad(name, f"a tensor of {kind} {list(shape)} for {total} utterances")
+        dtype = np.dtype(DTYPES[kind])
+        mapped = np.memmap(path, dtype, "c", start, shape) if np.prod(shape) else np.zeros(shape, dtype)
+        start += mapped.nbytes
         tensors[name] = np.asarray(mapped)
         if verify and name in sums and hashlib.sha256(tensors[name]).hexdigest() != sums[name]:
             raise bad(name, "its checksum is not the one written down")
