@@ -18,7 +18,7 @@ from dataloader import IEMOCAP_LABELS, MODALITIES, Corpus, Dialogue, InputError,
 SENTIMENT_LABELS = ("negative", "positive")
 MOST_CLASSES = 7  # of any set known; a larger label with gaps beneath it is a mistake, not a class
 LONGEST_ID = 500  # characters
-UNFOLDED = 2**30  # bytes of features that any file may unfold to; a larger file, 16 times its size
+UNFOLDED = 2**28  # bytes of features that any file may unfold to; a larger file, 16 times its size
 # Binary sets over YouTube videos (CMU-MOSI and its kin) all number negative 0 and positive 1. An id is 11 of base 64;
 # a capital and a small letter in each keep ``dialogue_01`` out.
 YOUTUBE_ID = re.compile(r"(?=.*[a-z])(?=.*[A-Z])[\w-]{11}", re.ASCII)
@@ -95,7 +95,9 @@ class Checks:
             InputError: One line with file, field, dialogue and cure, for the first thing that is wrong.
         """
         labels = self.table("labels", parts.labels)
-        if sum(len(items_of(row) or ()) for row in labels.values()) > self.room // 64:
+        if sum(np.size(row) if isinstance(row, np.ndarray) else len(items_of(row) or ()) for row in labels.values()) > (
+            self.size + 1000
+        ):
             raise self.error("labels", "more utterances than a file of this size can hold", "get the file again")
         columns = {
             name: self.table(name, value) if value is not None else None
@@ -162,7 +164,8 @@ class Checks:
         for value in values:
             number = isinstance(value, NUMBER)
             if not number or not 0 <= value < 2**31 or value != int(value):
-                shown = f"{value!r:.40}" if number or isinstance(value, str) else f"a {type(value).__name__}"
+                plain = (number and abs(value) < 1e18) or isinstance(value, str) or value != value
+                shown = f"{value!r:.40}" if plain else f"a {'number so large' if number else type(value).__name__}"
                 raise self.error("labels", f"label {shown} is no whole number from 0 up", "number the classes", i)
         return np.array(values, dtype=np.int64)
 
@@ -370,10 +373,7 @@ def _matrix(value: Any, limit: int, missing_width: int | None) -> np.ndarray:
         rows = items_of(value) or []
         if missing_width is not None:
             lost = np.full(missing_width, np.nan)
-            rows = [
-                lost if row is None or (isinstance(row, list | tuple | np.ndarray) and not np.size(row)) else row
-                for row in rows
-            ]
+            rows = [lost if row is None or items_of(row) == [] else row for row in rows]
         shape = (len(rows), len(items_of(rows[0]) or ()) if rows else 0)
     elif isinstance(value, np.ndarray):
         raise ValueError(f"an array of {value.dtype} of shape {list(value.shape)} where rows of numbers belong")

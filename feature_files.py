@@ -409,6 +409,7 @@ def _npz_member(source: Source, path: Path, name: str) -> Mapping[str, Any]:
             member = stream.read(UNPACKED)
     except Exception:  # random bytes raise nearly every type
         raise InputError(f"{path}: no whole .npz with {name!r} in it, so of no known layout; see {README}") from None
+    source.size += len(member)
     value = _npy(member, path)
     value = value.item() if value.shape == () else None
     if not isinstance(value, Mapping):
