@@ -1,81 +1,134 @@
 """Feature files: every layout the field publishes, read into one `Corpus`, and written again.
 
-A layout is one small function from what the file holds to `Parts`, the fields by name; `_corpus` checks them all the
-same way. Files are recognised by their content, never by their name, since they circulate renamed.
+A layout is one small function from what the file holds to `Parts`, the fields by name; `Checks` looks at them all in
+the same way. Files are recognised by their content, never by their name, since they circulate renamed. Pickles pass
+`safe_pickle`, so that none can run code.
+
+    python feature_files.py inspect FILE [--json] [--plot PNG]
+    python feature_files.py convert IN OUT
+    python feature_files.py join TEXT_FILE AV_FILE OUT
+    python feature_files.py download NAME
 
 Shapes use n utterances of a dialogue and d features.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
+import bisect
 import hashlib
+import io
+import json
 import os
-import pickle
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
 import numpy as np
 
+import download
+import feature_inspect
 import safe_pickle
-from dataloader import IEMOCAP_LABELS, MODALITIES, Corpus, Dialogue, InputError, session_of
+from dataloader import IEMOCAP_LABELS, Corpus, Dialogue, InputError, session_of
+from feature_checks import Checks, Parts, id_of, items_of, width_of
+from feature_writing import is_container, open_container, write_container, write_nine_tuple
+
+__all__ = ["join", "main", "read", "write_container", "write_nine_tuple"]
 
 MELD_LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
-SENTIMENT_LABELS = ("negative", "positive")
-MOST_CLASSES = 7  # of any set known; a larger label with gaps beneath it is a mistake, not a class
-LONGEST_ID = 500  # characters
-UNFOLDED = 2**30  # bytes of features that any file may unfold to; a larger file, 16 times its size
+MELD_SENTIMENTS = ("neutral", "positive", "negative")
+README = "IEMOCAP_features/README.md for those that are"
+UNPACKED = 2**30  # bytes that a member of a .npz may unpack to
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The fields a layout's function found, by name and not yet checked.
-
-    Attributes:
-        layout: Its number in the list of layouts of ``IEMOCAP_features/README.md``.
-        labels: Dialogue id to n classes. Its keys are the dialogues.
-        speakers: Dialogue id to n speakers: names, numbers, or one-hot rows.
-        features: Modality to dialogue id to n rows.
-        sentences: Dialogue id to n transcripts.
-        splits: Split to dialogue ids.
-        utterances: Dialogue id to n utterance ids, where the file names them.
-        label_names: The classes, where the layout is known to be of one set.
-    """
-
-    layout: int
-    labels: Any
-    speakers: Any
-    features: dict[str, Any]
-    sentences: Any
-    splits: dict[str, Any]
-    utterances: Any = None
-    label_names: tuple[str, ...] = ()
-
-
-def read(path: str | Path) -> Corpus:
-    """A feature file of any known layout.
+def read(
+    path: str | Path, text_layers: str = "mean", target: str = "emotion", missing: str = "refuse", **options: Any
+) -> Corpus:
+    """A feature file of any known layout, or the folder of one that is several files.
 
     Args:
-        path: The file.
+        path: The file or folder.
+        text_layers: Where there are several layers of text: their ``mean``, ``concat``, or the number of one, from 1.
+        target: ``emotion``, or ``sentiment`` where the file has such labels.
+        missing: ``refuse`` features that are not there, or ``mask`` them: their rows are NaN in the corpus.
+        options: ``lenient`` and ``faults`` of `Checks`.
 
     Raises:
         InputError: If the file is not there, is of no known layout, or contradicts itself.
     """
-    path = Path(path)
-    data = _bytes_of(path)
-    return _corpus(str(path), _identify(str(path), safe_pickle.loads(data, path)), data)
+    source = Source(Path(path))
+    return _checked(source, identify(source, missing), text_layers, target, missing, **options)
+
+
+def _checked(
+    source: Source,
+    parts: Parts,
+    text_layers: str = "mean",
+    target: str = "emotion",
+    missing: str = "refuse",
+    **options: Any,
+) -> Corpus:
+    for name, value, choices in (
+        ("target", target, ("emotion", "sentiment")),
+        ("missing", missing, ("refuse", "mask")),
+    ):
+        if value not in choices:
+            raise InputError(f"{source.path}: --{name}: {value!r:.20} is neither {' nor '.join(choices)}; choose one")
+    if target == "sentiment":
+        if parts.sentiment is None:
+            raise InputError(f"{source.path}: --target: the file has no sentiment labels; train on emotion")
+        names = MELD_SENTIMENTS if parts.label_names == MELD_LABELS else ()
+        parts = replace(parts, labels=parts.sentiment, label_names=names)
+    return Checks(str(source.path), source.size, text_layers, missing, **options).corpus(parts, source.sha256)
+
+
+class Source:
+    """A feature file, or the files of a folder, with what was read of them for the checksum.
+
+    Args:
+        path: The file or folder.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.size = 0
+        self._digests: dict[str, str] = {}
+
+    def bytes_of(self, path: Path) -> bytes:
+        """A whole file.
+
+        Raises:
+            InputError: If it cannot be read, or is known not to be the data itself.
+        """
+        data = _bytes_of(path)
+        self.size += len(data)
+        self._digests[str(path.relative_to(self.path) if path != self.path else path)] = hashlib.sha256(
+            data
+        ).hexdigest()
+        return data
+
+    def unpickled(self, path: Path) -> Any:
+        """What a pickle holds, no code run."""
+        return safe_pickle.loads(self.bytes_of(path), path)
+
+    @property
+    def sha256(self) -> str:
+        """The file's checksum; of a folder, that of the sorted list of its files' as ``sha256sum`` prints it."""
+        if len(self._digests) == 1 and self.path.is_file():
+            return next(iter(self._digests.values()))
+        lines = (f"{digest}  {name}\n" for name, digest in sorted(self._digests.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _bytes_of(path: Path) -> bytes:
     if not path.exists():
         raise InputError(f"{path}: no such file; check the name, or put the feature file there")
     if not path.is_file():
-        kind = "a directory" if path.is_dir() else "no regular file"
-        raise InputError(f"{path}: {kind}, not a feature file; name the file inside it")
+        raise InputError(f"{path}: {'a directory' if path.is_dir() else 'no regular file'}; name a feature file")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -89,341 +142,544 @@ def _bytes_of(path: Path) -> bytes:
     return data
 
 
-# Layouts -------------------------------------------------------------------------------------------------------------
+# Recognising a layout -------------------------------------------------------------------------------------------------
 
 
-def _identify(file: str, content: Any) -> Parts:
-    """The fields of an unpickled file, by the shape of its content."""
+def identify(source: Source, missing: str = "refuse") -> Parts:
+    """The fields of a file or folder, by the shape of its content.
+
+    Raises:
+        InputError: If it is of no known layout.
+    """
+    path = source.path
+    if path.is_dir():
+        return _identify_folder(source, missing)
+    if path.is_file() and is_container(path):
+        return ours(source)
+    if path.name.endswith(".json.feature") and path.parent.is_dir():
+        source.path = path.parent
+        return dag_erc(source)
+    if path.is_file() and zipfile.is_zipfile(path):
+        source.path = path.parent
+        return merbench(source, path, missing)
+    content = source.unpickled(path)
+    if isinstance(content, tuple | list) and len(content) == 6:
+        source.path = path.parent
+        return gcnet(source, content, missing)
+    return _identify_pickle(str(path), content)
+
+
+def _identify_pickle(file: str, content: Any) -> Parts:
+    if isinstance(content, Mapping) and {"train", "test"} <= set(content):
+        return samples(file, content)
+    kind = type(content).__name__
     if not isinstance(content, tuple | list):
-        raise InputError(f"{file}: holds a {type(content).__name__}, and no known layout is one; see {_README}")
-    if len(content) == 9:
-        return nine_tuple(content)
-    raise InputError(f"{file}: a {type(content).__name__} of {len(content)} items is no known layout; see {_README}")
+        raise InputError(f"{file}: holds a {kind}, and no known layout is one; see {README}")
+    is_table = [isinstance(item, Mapping) for item in content]
+    for length, layout, tables, others in (
+        (9, meld_raw, (0, 1, 2, 3, 4, 5, 8), (6, 7)),
+        (9, nine_tuple, range(7), (7, 8)),
+        (10, meld_trimodal, range(7), (7, 8)),
+        (10, cosmic_iemocap, range(7), (7, 8, 9)),
+        (11, cosmic_meld, range(8), (8, 9, 10)),
+        (12, layered_iemocap, range(10), (10, 11)),
+        (13, layered_meld, range(10), (10, 11)),
+        (14, graphsmile_meld, range(11), (11, 12)),
+        (7, text_only, range(5), (5, 6)),
+    ):
+        if len(content) != length or any(is_table[k] for k in others):
+            continue
+        if layout is meld_trimodal and _is_rows(content[2]):
+            continue  # where these have labels, the other layout of ten has the first text layer
+        if sum(is_table[k] for k in tables) >= len(tables) // 2:
+            return layout(content)
+    raise InputError(f"{file}: a {kind} of {len(content)} items is no known layout; see {README}")
 
 
-_README = "IEMOCAP_features/README.md for those that are"
+def _is_rows(table: Any) -> bool:
+    return isinstance(table, Mapping) and any(width_of(row) is not None for row in table.values())
+
+
+# Layouts that are one pickle ------------------------------------------------------------------------------------------
 
 
 def nine_tuple(items: Sequence[Any]) -> Parts:
-    """Layouts 1, 2 and 4: ids, speakers, labels, text, audio, visual, sentences, train, test. Audio before visual."""
+    """1, 2, 4, and 8 with four classes: ids, speakers, labels, text, audio, visual, sentences, train, test.
+
+    Audio comes before visual on disk.
+    """
     ids, speakers, labels, text, audio, visual, sentences, train, test = items
     features = {"text": text, "visual": visual, "acoustic": audio}
-    layout = {(100, 512, 100): 1, (100, 342, 1582): 4}.get(tuple(map(_width, features.values())), 2)
-    return Parts(layout, labels, speakers, features, sentences, {"train": train, "test": test}, ids)
+    layout = {(100, 512, 100): 1, (100, 342, 1582): 4, (1024, 512, 100): 8}.get(_widths(features), 2)
+    return Parts(layout, labels, speakers, features, {"train": train, "test": test}, sentences, ids)
 
 
-def _width(table: Any) -> int | None:
-    """The width of a modality's first row, None where there is none to see; only to tell layouts apart."""
-    with contextlib.suppress(Exception):
-        return len(next(iter(table.values()))[0])
-    return None
+def text_only(items: Sequence[Any]) -> Parts:
+    """2 without audio and visual: ids, speakers, labels, text, sentences, train, test."""
+    ids, speakers, labels, text, sentences, train, test = items
+    return Parts(2, labels, speakers, {"text": text}, {"train": train, "test": test}, sentences, ids)
 
 
-# Checks, the same for every layout ------------------------------------------------------------------------------------
+def meld_raw(items: Sequence[Any]) -> Parts:
+    """3: ids, speakers, emotions, text, audio, sentences, train, test, sentiments. Nine items as well, no visual."""
+    ids, speakers, labels, text, audio, sentences, train, test, sentiment = items
+    features = {"text": text, "acoustic": audio}
+    splits = {"train": train, "test": test}
+    return Parts(3, labels, speakers, features, splits, sentences, ids, MELD_LABELS, sentiment)
 
 
-def _fault(file: str, field: str, problem: str, cure: str, dialogue: str | None = None) -> NoReturn:
-    where = f"{field}: dialogue {dialogue!r:.80}" if dialogue is not None else field
-    raise InputError(f"{file}: {where}: {problem}; {cure}")
+def meld_trimodal(items: Sequence[Any]) -> Parts:
+    """5: ids, speakers, labels, text, audio, visual, sentences, train, test, one more."""
+    ids, speakers, labels, text, audio, visual, sentences, train, test, extra = items
+    features = {"text": text, "visual": visual, "acoustic": audio}
+    splits = {"train": train, "test": test}
+    return Parts(5, labels, speakers, features, splits, sentences, ids, MELD_LABELS, _labels_like(labels, extra))
 
 
-def _corpus(file: str, parts: Parts, data: bytes) -> Corpus:
-    """The corpus of these fields, once each of them is as long, as wide and as finite as it must be."""
-    limit = max(UNFOLDED, 16 * len(data))
-    table = _table(file, "labels", parts.labels)
-    if sum(len(_items(row) or ()) for row in table.values()) > limit // 64:
-        _fault(file, "labels", "more utterances than a file of this size can hold", "get the file again")
-    labels = {i: _labels(file, i, row) for i, row in table.items()}
-    lengths = {i: len(row) for i, row in labels.items()}
-    speakers = _column(file, "speakers", parts.speakers, lengths, _speaker)
-    sentences = _column(file, "sentences", parts.sentences, lengths, _text)
-    utterances = _utterances(file, parts.utterances, lengths)
-    given = {m: t for m, t in parts.features.items() if t is not None and not (isinstance(t, Mapping) and not t)}
-    features = {m: _features(file, m, given[m], lengths, limit) for m in MODALITIES if m in given}
-    features = {m: table for m, table in features.items() if table}
-    if not features:
-        _fault(file, "features", "no modality has any", "give one modality at least")
-    dialogues = {
-        i: Dialogue(i, {m: features[m][i] for m in features}, labels[i], speakers[i], sentences[i], utterances[i])
-        for i in labels
-    }
-    names = parts.label_names or _label_names(file, labels, {m: _width(features.get(m)) for m in MODALITIES})
-    for i, row in labels.items():
-        if row.max() >= len(names):
-            _fault(file, "labels", f"label {row.max()} is outside 0..{len(names) - 1}", "correct the labels", i)
-    return Corpus(file, dialogues, _splits(file, parts.splits, labels), names, hashlib.sha256(data).hexdigest())
+def cosmic_iemocap(items: Sequence[Any]) -> Parts:
+    """6: speakers, labels, four text layers (the last of the network first), sentences, train, test, valid."""
+    speakers, labels, *layers, sentences, train, test, valid = items
+    splits = {"train": train, "valid": valid, "test": test}
+    return Parts(6, labels, speakers, {"text": layers}, splits, sentences)
 
 
-def _table(file: str, field: str, value: Any) -> dict[str, Any]:
-    """A dictionary by dialogue, its ids made strings."""
+def cosmic_meld(items: Sequence[Any]) -> Parts:
+    """6 for MELD: speakers, emotions, sentiments, four text layers, sentences, train, test, valid."""
+    speakers, labels, sentiment, *layers, sentences, train, test, valid = items
+    splits = {"train": train, "valid": valid, "test": test}
+    return Parts(6, labels, speakers, {"text": layers}, splits, sentences, label_names=MELD_LABELS, sentiment=sentiment)
+
+
+def layered_iemocap(items: Sequence[Any]) -> Parts:
+    """8: ids, speakers, labels, four text layers, audio, visual, sentences, train, test."""
+    ids, speakers, labels, *layers, audio, visual, sentences, train, test = items
+    features = {"text": layers, "visual": visual, "acoustic": audio}
+    return Parts(8, labels, speakers, features, {"train": train, "test": test}, sentences, ids)
+
+
+def layered_meld(items: Sequence[Any]) -> Parts:
+    """8 as SDT has MELD: the same twelve, then one more."""
+    parts = layered_iemocap(items[:12])
+    return replace(parts, label_names=MELD_LABELS, sentiment=_labels_like(parts.labels, items[12]))
+
+
+def graphsmile_meld(items: Sequence[Any]) -> Parts:
+    """8 as GraphSmile has MELD: the same twelve with the sentiments fourth, then one more."""
+    return replace(layered_iemocap([*items[:3], *items[4:13]]), label_names=MELD_LABELS, sentiment=items[3])
+
+
+def samples(file: str, content: Mapping[str, Any]) -> Parts:
+    """10: train, dev and test, each a list of samples: objects or dictionaries with a dialogue's fields."""
+    tables: dict[str, dict] = {name: {} for name in ("labels", "speakers", "text", "audio", "visual", "sentence")}
+    splits: dict[str, list] = {}
+    for split in ("train", "dev", "test"):
+        members = splits["valid" if split == "dev" else split] = []
+        for sample in content.get(split) or ():
+            fields = sample.fields if isinstance(sample, safe_pickle.Sample) else sample
+            if not isinstance(fields, Mapping) or not isinstance(fields.get("vid"), str | int | np.integer):
+                raise InputError(f"{file}: {split}: a sample has no 'vid'; give each sample its dialogue's id")
+            vid = id_of(fields["vid"])
+            if vid in tables["labels"]:
+                raise InputError(f"{file}: {split}: dialogue {vid!r:.80}: two samples of it; give each dialogue one")
+            members.append(vid)
+            for name, table in tables.items():
+                # Objects say ``speaker`` and ``label``, dictionaries ``speakers`` and ``labels``.
+                table[vid] = fields.get(name, fields.get(name.removesuffix("s")))
+    features = {"text": tables["text"], "visual": tables["visual"], "acoustic": tables["audio"]}
+    features = {m: t for m, t in features.items() if any(row is not None for row in t.values())}
+    return Parts(10, tables["labels"], tables["speakers"], features, splits, tables["sentence"])
+
+
+def ours(source: Source) -> Parts:
+    """14: what `write_container` wrote."""
+    parts, source.size, digest = open_container(source.path)
+    source._digests[str(source.path)] = digest
+    return parts
+
+
+def _widths(features: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """The width of each modality's first row, to tell layouts apart."""
+    tables = (t if isinstance(t, Mapping) else {} for t in features.values())
+    return tuple(next(map(width_of, table.values()), None) for table in tables)
+
+
+def _labels_like(labels: Any, extra: Any) -> Any:
+    """The unnamed last item of some MELD files, where it is a second set of labels for the same dialogues."""
+    same = isinstance(extra, Mapping) and isinstance(labels, Mapping) and extra.keys() == labels.keys()
+    return extra if same and not _is_rows(extra) else None
+
+
+# Layouts that are a folder --------------------------------------------------------------------------------------------
+
+# Which modality a folder or file of features is of, by the networks that the field names them after.
+_MODALITY = {
+    "acoustic": re.compile(
+        r"audio|acoustic|wav|hubert|vggish|mfcc|opensmile|gemaps|compare|panns|whisper|speech", re.I
+    ),
+    "visual": re.compile(
+        r"visual|video|face|manet|resnet|clip|vit|ferplus|emonet|densenet|openface|dino|senet|mae|xception|eva", re.I
+    ),
+    "text": re.compile(r"text|bert|glove|gpt|llama|lm|t5|bloom|baichuan|sentence|xlnet|opt|electra|word", re.I),
+}
+
+
+def _identify_folder(source: Source, missing: str) -> Parts:
+    names = {p.name.lower(): p for p in sorted(source.path.iterdir()) if p.is_file()}
+    if any(name.endswith(".json.feature") for name in names):
+        return dag_erc(source)
+    if {"speakers.pkl", "textfeatures.pkl"} <= names.keys():
+        return multiemo(source, names)
+    files = [p for name, p in names.items() if name.endswith((".pkl", ".pickle", ".p", ".npz"))]
+    if len(files) == 1:
+        if zipfile.is_zipfile(files[0]):
+            return merbench(source, files[0], missing)
+        content = source.unpickled(files[0])
+        if isinstance(content, tuple | list) and len(content) == 6:
+            return gcnet(source, content, missing)
+        return _identify_pickle(str(files[0]), content)
+    if len(files) == 2 and not any(map(zipfile.is_zipfile, files)):
+        return m3net(source, files)
+    raise InputError(f"{source.path}: a directory of no known layout; name the feature file inside it, or see {README}")
+
+
+def m3net(source: Source, files: Sequence[Path]) -> Parts:
+    """7: a file of layout 4 or 5, for audio and visual, beside one of layout 6, for text and splits, by dialogue id."""
+    both = [_identify_pickle(str(path), source.unpickled(path)) for path in files]
+    text = next((parts for parts in both if parts.layout == 6), None)
+    rest = next((parts for parts in both if parts.layout in (1, 2, 4, 5)), None)
+    if text is None or rest is None:
+        raise InputError(f"{source.path}: two files that are not layout 6 and layout 4 or 5; name one, or use 'join'")
+    labels = {id_of(i): items_of(row) for i, row in text.labels.items()}
+    for i, row in rest.labels.items():
+        if id_of(i) in labels and items_of(row) != labels[id_of(i)]:
+            raise InputError(
+                f"{source.path}: labels: dialogue {id_of(i)!r:.80}: the two files differ; get a pair that fits"
+            )
+    features = {m: table for m, table in rest.features.items() if m != "text"} | {"text": text.features["text"]}
+    return replace(rest, layout=7, labels=text.labels, features=features, splits=text.splits, sentiment=text.sentiment)
+
+
+def multiemo(source: Source, names: Mapping[str, Path]) -> Parts:
+    """9: ``Speakers.pkl`` is 2 or 5, for ids, labels and splits; text, audio and visual are files beside it."""
+    parts = _identify_pickle(str(names["speakers.pkl"]), source.unpickled(names["speakers.pkl"]))
+    files = {"text": "textfeatures.pkl", "visual": "visualfeatures.pkl", "acoustic": "audiofeatures.pkl"}
+    features = {m: source.unpickled(names[name]) for m, name in files.items() if name in names}
+    return replace(parts, layout=9, features=features)
+
+
+def gcnet(source: Source, items: Sequence[Any], missing: str) -> Parts:
+    """11: ids, labels, speakers, sentences, train, test; features in one folder a kind, one file an utterance."""
+    ids, labels, speakers, sentences, train, test = items
+    if not isinstance(ids, Mapping):
+        raise InputError(
+            f"{source.path}: a list of 6 items that does not start with ids is no known layout; see {README}"
+        )
+    ids = {id_of(i): [id_of(u) for u in items_of(row) or ()] for i, row in ids.items()}
+    return Parts(11, labels, speakers, _folders(source, ids, missing), {"train": train, "test": test}, sentences, ids)
+
+
+def merbench(source: Source, path: Path, missing: str) -> Parts:
+    """12: a ``.npz`` with ``whole_corpus``, utterance to ``emo`` and ``val``; features as in 11.
+
+    It names neither dialogues nor splits. An IEMOCAP utterance's id begins with its dialogue's and has its speaker in
+    the last part; its last session is the test split, as MERBench's own last fold has it.
+    """
+    corpus = _npz_member(source, path, "whole_corpus")
+    labels: dict[str, list] = {}
+    ids: dict[str, list[str]] = {}
+    for utterance, fields in corpus.items():
+        if not isinstance(utterance, str) or not isinstance(fields, Mapping) or "emo" not in fields:
+            raise InputError(f"{path}: whole_corpus: {utterance!r:.80} has no 'emo'; give each utterance its label")
+        dialogue = utterance.rpartition("_")[0] or utterance
+        ids.setdefault(dialogue, []).append(utterance)
+        labels.setdefault(dialogue, []).append(fields["emo"])
+    speakers = {i: [u.rpartition("_")[2][:1] for u in row] for i, row in ids.items()}
+    last = max(map(session_of, ids), default="")
+    if not last:
+        raise InputError(f"{path}: whole_corpus: ids of no IEMOCAP session, so no test split; convert it to a 9-tuple")
+    splits = {"train": [i for i in ids if session_of(i) != last], "test": [i for i in ids if session_of(i) == last]}
+    return Parts(12, labels, speakers, _folders(source, ids, missing), splits, None, ids)
+
+
+def _npz_member(source: Source, path: Path, name: str) -> Mapping[str, Any]:
+    """A dictionary that NumPy saved as an array of one object."""
+    data = source.bytes_of(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(f"{name}.npy") as stream:
+            member = stream.read(UNPACKED)
+    except Exception:  # random bytes raise nearly every type
+        raise InputError(f"{path}: no whole .npz with {name!r} in it, so of no known layout; see {README}") from None
+    source.size += len(member)
+    value = _npy(member, path)
+    value = value.item() if value.shape == () else None
     if not isinstance(value, Mapping):
-        _fault(file, field, f"a {type(value).__name__} where a dictionary by dialogue belongs", "check the layout")
-    table = {_id(key): row for key, row in value.items()}
-    if max(map(len, table), default=0) > LONGEST_ID:
-        _fault(file, field, f"a dialogue id of more than {LONGEST_ID} characters", "check the layout")
-    if len(table) != len(value):
-        _fault(file, field, "two dialogue ids read the same, such as 1 and '1'", "rename one")
-    if not table:
-        _fault(file, field, "no dialogues", "get a file that has some")
-    return table
+        raise InputError(f"{path}: {name}: no dictionary by utterance; see {README}")
+    return value
 
 
-def _id(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
-
-
-def _items(value: Any) -> list | None:
-    """The items of a list, tuple or array; None of anything else."""
-    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
-        return list(value)
-    return None
-
-
-_NUMBER = int | float | np.integer | np.floating | np.bool_
-
-
-def _labels(file: str, dialogue: str, row: Any) -> np.ndarray:
-    values = _items(row)
-    if values is None:
-        _fault(file, "labels", f"a {type(row).__name__} where a list of classes belongs", "give one each", dialogue)
-    if not values:
-        _fault(file, "labels", "an empty dialogue", "remove it or give its utterances", dialogue)
-    for value in values:
-        number = isinstance(value, _NUMBER)
-        if not number or not 0 <= value < 2**31 or value != int(value):
-            shown = f"{value!r:.40}" if number or isinstance(value, str) else f"a {type(value).__name__}"
-            _fault(file, "labels", f"label {shown} is no whole number from 0 up", "number the classes", dialogue)
-    return np.array([int(value) for value in values], dtype=np.int64)
-
-
-def _column(file: str, field: str, value: Any, lengths: dict[str, int], convert: Any) -> dict[str, tuple[str, ...]]:
-    """A field of one string an utterance, as long as the labels in each dialogue."""
-    table = _table(file, field, value)
-    column = {}
-    for i, n in lengths.items():
-        row = _items(table.get(i))
-        if row is None:
-            kind = f"a {type(table[i]).__name__} where a list belongs" if i in table else "none given"
-            _fault(file, field, kind, "give one for each utterance", i)
-        if len(row) != n:
-            _fault(file, field, f"{len(row)} for {n} labels", "give one for each utterance", i)
-        try:
-            column[i] = tuple(convert(item) for item in row)
-        except ValueError as error:
-            _fault(file, field, str(error), "give one for each utterance", i)
-    return column
-
-
-def _text(item: Any) -> str:
-    if isinstance(item, bytes):
-        return item.decode("latin1")
-    if isinstance(item, str | _NUMBER):
-        return str(item)
-    raise ValueError(f"a {type(item).__name__} where a string belongs")
-
-
-def _speaker(item: Any) -> str:
-    """A speaker's name; of a one-hot row, the place of its 1."""
-    if not isinstance(item, list | tuple | np.ndarray):
-        return _text(item)
-    if not all(isinstance(x, _NUMBER) for x in _items(item) or [None]) or sum(x != 0 for x in item) > 1:
-        raise ValueError("a row that is not one-hot where a speaker belongs")
-    return next((f"speaker {k}" for k, x in enumerate(item) if x), "speaker other")
-
-
-def _utterances(file: str, value: Any, lengths: dict[str, int]) -> dict[str, tuple[str, ...]]:
-    """Utterance ids; where the file gives none, the dialogue's id and a number."""
-    made = {i: tuple(f"{i}_{k}" for k in range(n)) for i, n in lengths.items()}
-    if not isinstance(value, Mapping):
-        return made
-    table = {_id(key): row for key, row in value.items()}
-    given = {i: n for i, n in lengths.items() if _items(table.get(i)) is not None}
-    return made | (_column(file, "ids", {i: table[i] for i in given}, given, _text) if given else {})
-
-
-def _features(file: str, modality: str, value: Any, lengths: dict[str, int], limit: int) -> dict[str, np.ndarray]:
-    """A modality's arrays, float32 ``[n, d]`` by dialogue; empty where every one is of width 0."""
-    table = _table(file, modality, value)
-    arrays: dict[str, np.ndarray] = {}
-    for i, n in lengths.items():
-        if i not in table:
-            _fault(file, modality, "no features", "give it this modality or leave the modality out everywhere", i)
-        try:
-            arrays[i] = _matrix(table[i], limit)
-        except ValueError as error:
-            _fault(file, modality, str(error), "give one row of numbers an utterance", i)
-        if len(arrays[i]) != n:
-            _fault(file, modality, f"{len(arrays[i])} rows for {n} labels", "give one row for each utterance", i)
-        limit -= arrays[i].nbytes
-    width = Counter(a.shape[1] for a in arrays.values()).most_common(1)[0][0]
-    bad = {i: count for i, a in arrays.items() if (count := np.count_nonzero(~np.isfinite(a)))}
-    for i, array in arrays.items():
-        if array.shape[1] != width:
-            _fault(file, modality, f"rows of width {array.shape[1]}, elsewhere {width}", "make rows of one width", i)
-        if i in bad:
-            everywhere = f"{sum(bad.values())} in {len(bad)} dialogues of the file"
-            problem = f"{bad[i]} values are NaN or infinite ({everywhere})"
-            _fault(file, modality, problem, "repair the features or remove the dialogue", i)
-    return arrays if width else {}
-
-
-def _matrix(value: Any, limit: int) -> np.ndarray:
-    """Rows as a float32 array ``[n, d]`` of its own.
+def _npy(data: bytes, path: Path) -> np.ndarray:
+    """The array in a ``.npy``; an array of objects passes the gate that pickles pass.
 
     Raises:
-        ValueError: If they are no rows of numbers of one width, or take more than `limit` bytes.
+        InputError: If it is no array, is shorter than it says, or would run code.
     """
-    rows = None
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.ndim == 2:
-        shape = value.shape
-    elif isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind == "O"):
-        rows = _items(value) or []
-        shape = (len(rows), len(_items(rows[0]) or ()) if rows else 0)
-    elif isinstance(value, np.ndarray):
-        raise ValueError(f"an array of {value.dtype} of shape {list(value.shape)} where rows of numbers belong")
-    else:
-        raise ValueError(f"a {type(value).__name__} where rows of numbers belong")
-    if 4 * shape[0] * shape[1] > limit:
-        raise ValueError("more features than a file of this size can hold")
-    if rows is not None:
-        value = [_row(row, k, shape[1]) for k, row in enumerate(rows)]
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is reported as that
-        return np.array(value, dtype=np.float32).reshape(shape)
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(stream)
+        body = data[stream.tell() :]
+        if not dtype.hasobject:
+            return np.frombuffer(body, dtype, int(np.prod(shape))).reshape(shape, order="F" if fortran else "C")
+    except Exception as error:  # a header is Python source, and can be wrong in any way
+        reason = ascii(f"{type(error).__name__}: {error}")[1:-1]
+        raise InputError(f"{path}: not a NumPy array, or a damaged one ({reason:.100}); get it again") from None
+    value = safe_pickle.loads(body, path)
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"{path}: an array of objects that holds none; get it again")
+    return value
 
 
-def _row(row: Any, k: int, width: int) -> np.ndarray:
-    items = _items(row)
-    if items is None or (isinstance(row, np.ndarray) and row.ndim != 1):
-        raise ValueError(f"row {k} is a {type(row).__name__} where a row of numbers belongs")
-    if len(items) != width:
-        raise ValueError(f"rows of unequal width: row 0 has {width} values, row {k} has {len(items)}")
-    if not isinstance(row, np.ndarray) or row.dtype.kind not in "biuf":
-        if not all(isinstance(x, _NUMBER) for x in items):
-            raise ValueError(f"row {k} holds other than numbers")
-        try:
-            row = np.array(items, dtype=np.float64)
-        except OverflowError:
-            raise ValueError(f"row {k} holds a number too large") from None
-    return row
+def _folders(source: Source, ids: Mapping[str, list[str]], missing: str) -> dict[str, Any]:
+    """Features from ``<feature>/<utterance>*.npy`` or ``<feature>/<utterance>/*.npy``, averaged over time.
+
+    An utterance without a file is zeros, as GCNet has it, or missing.
+    """
+    root = source.path / "features" if (source.path / "features").is_dir() else source.path
+    found: dict[str, Path] = {}
+    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+        modality = next((m for m, pattern in _MODALITY.items() if pattern.search(folder.name)), None)
+        if modality is None:
+            continue
+        if modality in found:
+            both = f"{found[modality].name!r} and {folder.name!r}"
+            raise InputError(f"{root}: {both} are both {modality} features; keep one of them in the folder")
+        found[modality] = folder
+    if not found:
+        raise InputError(f"{root}: no folder of features; name them text, audio and visual, or after their networks")
+    return {modality: _folder(source, folder, ids, missing) for modality, folder in found.items()}
 
 
-def _label_names(file: str, labels: Mapping[str, np.ndarray], widths: Mapping[str, int | None]) -> tuple[str, ...]:
-    """Names of the classes: those of the set the dialogue ids show, else ``class 0`` and on."""
-    used = {int(k) for row in labels.values() for k in np.unique(row)}
-    if all(session_of(i) for i in labels):
-        return IEMOCAP_LABELS
-    if used <= {0, 1} and all(_YOUTUBE_ID.fullmatch(i) for i in labels):
-        return SENTIMENT_LABELS
-    largest = max(used)
-    if largest >= MOST_CLASSES and len(used) <= largest:
-        unused = min(set(range(largest)) - used)
-        i = next(i for i, row in labels.items() if largest in row)
-        problem = f"label {largest} is outside 0..C-1: class {unused} beneath it is never used"
-        _fault(file, "labels", problem, "number the classes from 0 without gaps", i)
-    return tuple(f"class {k}" for k in range(largest + 1))
+def _folder(source: Source, folder: Path, ids: Mapping[str, list[str]], missing: str) -> dict[str, list]:
+    names = sorted(p.name for p in folder.iterdir())
+    rows = {i: [_pooled(source, folder, names, u) for u in utterances] for i, utterances in ids.items()}
+    width = next((len(row) for rows_ in rows.values() for row in rows_ if row is not None), 0)
+    absent = None if missing == "mask" else np.zeros(width, np.float32)
+    return {i: [absent if row is None else row for row in rows_] for i, rows_ in rows.items()}
 
 
-# Binary sets over YouTube videos (CMU-MOSI and its kin) all number negative 0 and positive 1. An id is 11 of base 64;
-# a capital and a small letter in each keep ``dialogue_01`` out.
-_YOUTUBE_ID = re.compile(r"(?=.*[a-z])(?=.*[A-Z])[\w-]{11}", re.ASCII)
+def _pooled(source: Source, folder: Path, names: Sequence[str], utterance: str) -> np.ndarray | None:
+    """The mean over time and files of an utterance's features, ``[d]``; None where it has none."""
+    k = bisect.bisect_left(names, utterance)  # names sort behind their prefix
+    if not utterance or k == len(names) or not names[k].startswith(utterance):
+        return None
+    path = folder / names[k]
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    arrays = []
+    for file in files:
+        array = _npy(source.bytes_of(file), file)
+        if array.dtype.kind not in "biuf" or not array.ndim:
+            raise InputError(f"{file}: utterance {utterance!r:.80}: no array of numbers; save one row a frame")
+        arrays.append(array.reshape(-1, array.shape[-1]))
+    if len({a.shape[1] for a in arrays}) > 1:
+        raise InputError(f"{path}: utterance {utterance!r:.80}: files of unequal width; save rows of one width")
+    frames = np.concatenate(arrays) if arrays else np.zeros((0, 0))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported as that
+        return frames.mean(0, dtype=np.float64) if len(frames) else None
 
 
-def _natural(dialogue: Any) -> tuple[int, str]:
-    """A key that sorts numbers as numbers, and before names."""
-    return (int(dialogue), "") if isinstance(dialogue, int | np.integer) else (2**63, _id(dialogue))
+def dag_erc(source: Source) -> Parts:
+    """13: ``{train,dev,test}_data_roberta.json.feature``, dialogues of text, speaker, label and cls, by name.
+
+    Utterances without a label are left out, as IEMOCAP's other files leave them out; so are dialogues of no other.
+    Classes are in the order of the known set they are of, else in that of ``label_vocab.pkl``, else sorted.
+    """
+    fields: dict[str, dict] = {name: {} for name in ("label", "speaker", "text", "cls")}
+    splits: dict[str, list[str]] = {}
+    for split in ("train", "dev", "test"):
+        path = next(iter(sorted(source.path.glob(f"{split}*.json.feature"))), source.path / f"{split}.json.feature")
+        members = splits["valid" if split == "dev" else split] = []
+        for k, dialogue in enumerate(_json(source, path)):
+            if not isinstance(dialogue, list) or not all(isinstance(u, dict) for u in dialogue):
+                raise InputError(f"{path}: dialogue {k}: no list of utterances; give one of objects")
+            if labelled := [u for u in dialogue if isinstance(u.get("label"), str)]:
+                members.append(f"{split}_{k}")
+                for name, table in fields.items():
+                    table[members[-1]] = [u.get(name) for u in labelled]
+    names = _class_names(source, {name for row in fields["label"].values() for name in row})
+    numbers = {name: k for k, aliases in enumerate(names) for name in aliases}
+    labels = {i: [numbers[name] for name in row] for i, row in fields["label"].items()}
+    label_names = tuple(aliases[0] for aliases in names)
+    return Parts(13, labels, fields["speaker"], {"text": fields["cls"]}, splits, fields["text"], None, label_names)
 
 
-def _splits(file: str, splits: Mapping[str, Any], dialogues: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Dialogue ids by split: lists in their order, sets sorted, since their order is another in each process."""
-    read: dict[str, tuple[str, ...]] = {}
-    seen: dict[str, str] = {}
-    for split, value in splits.items():
-        members = sorted(value, key=_natural) if isinstance(value, set | frozenset) else _items(value)
-        if members is None:
-            _fault(file, split, f"a {type(value).__name__} where a list of dialogue ids belongs", "check the layout")
-        for i in members:
-            if not isinstance(i, str | bytes | int | np.integer) or (isinstance(i, int) and abs(i) > 2**60):
-                _fault(file, split, f"a {type(i).__name__} where a dialogue id belongs", "list ids of the labels")
-        read[split] = tuple(_id(i) for i in members)
-        for i, times in Counter(read[split]).items():
-            if i not in dialogues:
-                _fault(file, split, "no such dialogue in the file", "add it or remove it from the split", i)
-            if times > 1:
-                _fault(file, split, f"listed {times} times", "list it once", i)
-            if i in seen:
-                _fault(file, split, f"also in split {seen[i]}", "keep a dialogue in one split only", i)
-        seen |= dict.fromkeys(read[split], split)
-    for split in ("train", "test"):
-        if not read.get(split):
-            _fault(file, split, "no dialogues", f"list the dialogues to {split} on")
-    return read
+def _json(source: Source, path: Path) -> list:
+    try:
+        content = json.loads(source.bytes_of(path))
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not JSON, or a damaged one; get the file again") from None
+    if not isinstance(content, list):
+        raise InputError(f"{path}: a {type(content).__name__} where a list of dialogues belongs; see {README}")
+    return content
 
 
-# Writing --------------------------------------------------------------------------------------------------------------
+def _class_names(source: Source, used: set[str]) -> list[tuple[str, ...]]:
+    """The names of each class, the first of them the usual one."""
+    for known in ([(name, name[:3]) for name in IEMOCAP_LABELS], [(name,) for name in MELD_LABELS]):
+        if used <= {name for aliases in known for name in aliases}:
+            return known
+    vocabulary = source.path / "label_vocab.pkl"
+    order = source.unpickled(vocabulary) if vocabulary.is_file() else {}
+    order = order.get("itos") if isinstance(order, Mapping) else None
+    order = [name for name in items_of(order) or () if isinstance(name, str)]
+    return [(name,) for name in dict.fromkeys([name for name in order if name in used] + sorted(used))]
 
 
-class _OldPathPickler(pickle._Pickler):
-    """A pickler that names NumPy's array function as NumPy 1 does, which NumPy 2 reads as well."""
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        if getattr(obj, "__name__", "") == "_reconstruct":
-            self.write(b"cnumpy.core.multiarray\n_reconstruct\n")
-            self.memoize(obj)
-        else:
-            super().save_global(obj, name)
-
-    dispatch: ClassVar = {**pickle._Pickler.dispatch, type(np.array): save_global}
+# Joining, and the command line ----------------------------------------------------------------------------------------
 
 
-def write_nine_tuple(corpus: Corpus, path: str | Path) -> None:
-    """Write a corpus as the 9-tuple that the field's own loaders read.
-
-    The layout has no third split: a ``valid`` split is written into train, after it. Modalities the corpus lacks are
-    arrays ``[n, 0]``. Names of classes are lost.
+def join(text: Corpus, other: Corpus, name: str) -> Corpus:
+    """The text of one corpus with the visual and acoustic features of another, by utterance id or by dialogue id.
 
     Args:
-        corpus: What to write.
-        path: The file, replaced whole or not at all.
+        text: Has the text, sentences and class names.
+        other: Has the other modalities of the same utterances, in any order; of the same order where either file
+            names no utterances.
+        name: Of the result, for messages.
 
     Raises:
-        InputError: If the file cannot be written.
+        InputError: If an utterance of either has no match, or labels or splits differ.
     """
-    dialogues = corpus.dialogues.values()
+    for corpus, wanted in ((text, {"text"}), (other, {"visual", "acoustic"})):
+        if not wanted & set(corpus.dims):
+            raise InputError(f"{corpus.name}: no {' or '.join(sorted(wanted))} features to join; name another file")
+    place = {u: (d, k) for d in other.dialogues.values() for k, u in enumerate(d.utterances)}
+    dialogues, used = {}, 0
+    for i, dialogue in text.dialogues.items():
+        twin = other.dialogues.get(i)
+        if all(u in place for u in dialogue.utterances):
+            found = [place[u] for u in dialogue.utterances]
+        elif twin and len(twin) == len(dialogue) and (_unnamed(twin) or _unnamed(dialogue)):
+            found = [(twin, k) for k in range(len(twin))]
+        else:
+            lost = next(u for u in dialogue.utterances if u not in place)
+            raise InputError(
+                f"{other.name}: dialogue {i!r:.80}: no utterance {lost!r:.80}; join files of the same utterances"
+            )
+        if [int(d.labels[k]) for d, k in found] != dialogue.labels.tolist():
+            raise InputError(
+                f"{other.name}: labels: dialogue {i!r:.80}: not those of {text.name}; join files of one set"
+            )
+        used += len(found)
+        features = {m: np.stack([d.features[m][k] for d, k in found]) for m in other.dims if m != "text"}
+        dialogues[i] = replace(dialogue, features=features | {"text": dialogue.features["text"]})
+    if used != len(place):
+        raise InputError(
+            f"{text.name}: {len(place) - used} utterances of {other.name} are not in it; join files that match"
+        )
+    halves = [({*c.splits["train"], *c.splits.get("valid", ())}, {*c.splits["test"]}) for c in (text, other)]
+    if halves[0] != halves[1]:
+        raise InputError(f"{text.name}: train and test: not those of {other.name}; join files of the same splits")
+    splits = text.splits if "valid" in text.splits else other.splits
+    sha256 = hashlib.sha256(f"{text.sha256}{other.sha256}".encode()).hexdigest()
+    return replace(text, name=name, dialogues=dialogues, splits=splits, sha256=sha256)
 
-    def features(modality: str) -> dict[str, np.ndarray]:
-        empty = {d.id: np.zeros((len(d), 0), np.float32) for d in dialogues}
-        return empty | {d.id: np.asarray(d.features[modality], np.float32) for d in dialogues if modality in d.features}
 
-    content = (
-        {d.id: list(d.utterances) for d in dialogues},
-        {d.id: list(d.speakers) for d in dialogues},
-        {d.id: np.asarray(d.labels).tolist() for d in dialogues},
-        features("text"),
-        features("acoustic"),
-        features("visual"),
-        {d.id: list(d.sentences) for d in dialogues},
-        [*corpus.splits["train"], *corpus.splits.get("valid", ())],
-        list(corpus.splits["test"]),
+def _unnamed(dialogue: Dialogue) -> bool:
+    """Whether the utterances have only the names that `Checks.dialogue` makes."""
+    return dialogue.utterances == tuple(f"{dialogue.id}_{k}" for k in range(len(dialogue)))
+
+
+def inspect(path: str | Path, plot: str | Path | None = None) -> dict[str, Any]:
+    """What a feature file is, with everything that is suspicious about it; a broken one as far as it can be read.
+
+    Args:
+        path: The file or folder.
+        plot: Where to draw a picture of it, if anywhere.
+
+    Raises:
+        InputError: If too little of it can be read to say what it is.
+    """
+    source, faults = Source(Path(path)), []
+    parts = identify(source)
+    corpus = _checked(source, parts, lenient=True, faults=faults)
+    sums = download.checksums(Path(path)) if Path(path).is_file() else {"sha256": source.sha256, "git_blob": ""}
+    known = (e["name"] for e in download.known_files() if sums["git_blob"] and download.is_known_as(sums, e))
+    report = {"file": str(path), "layout": parts.layout} | feature_inspect.describe(corpus) | sums
+    report |= {"known_as": next(known, ""), "warnings": faults + report["warnings"]}
+    if plot:
+        try:
+            feature_inspect.plot(corpus, Path(plot))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{plot}: cannot be drawn ({error!s:.100}); give a writable name such as a.png") from None
+    return report
+
+
+def _write(corpus: Corpus, path: Path, provenance: Mapping[str, Any]) -> None:
+    if path.suffix in (".pkl", ".pickle", ".p"):
+        write_nine_tuple(corpus, path)
+    else:
+        write_container(corpus, path, provenance)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their flags."""
+    parser = argparse.ArgumentParser(description="Look at, convert, join and fetch feature files.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    one = commands.add_parser("inspect", help="print what a file is and what is suspicious about it")
+    one.add_argument("file", type=Path, help="a feature file, or the folder of one that is several files")
+    one.add_argument("--json", action="store_true", help="for machines")
+    one.add_argument("--plot", type=Path, metavar="PNG", help="draw class shares, lengths and a map of each modality")
+
+    one = commands.add_parser("convert", help="write a file as our container, or as a 9-tuple where OUT is a .pkl")
+    one.add_argument("file", type=Path, metavar="IN", help="a feature file of any known layout")
+    one.add_argument("out", type=Path, metavar="OUT", help="NAME.safetensors, or NAME.pkl for the 9-tuple")
+
+    two = commands.add_parser("join", help="join the text of one file with the other modalities of another")
+    two.add_argument("text_file", type=Path, help="has the text")
+    two.add_argument("av_file", type=Path, help="has visual, acoustic, or both, of the same utterances")
+    two.add_argument("out", type=Path, metavar="OUT", help="as for convert")
+
+    for command in (one, two):
+        command.add_argument("--text-layers", default="mean", help="mean (default), concat, or a layer's number from 1")
+        command.add_argument("--target", default="emotion", help="emotion (default) or sentiment")
+        command.add_argument("--missing", default="refuse", help="refuse (default) or mask what a modality lacks")
+
+    get = commands.add_parser("download", help="fetch a known public file and verify it")
+    get.add_argument("name", help="one of: " + ", ".join(entry["name"] for entry in download.known_files()))
+    get.add_argument(
+        "--to", type=Path, default=Path(__file__).with_name("IEMOCAP_features"), help="folder to put it in"
     )
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        _OldPathPickler(stream, protocol=3).dump(content)
+    get.add_argument("--known", type=Path, default=download.KNOWN_FILES, help="list of known files (default: ours)")
+    return parser
 
 
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside a file, for the body to write; the file is then replaced whole, or not at all.
-
-    Raises:
-        InputError: If the file cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it went well, 2 after one line that says what is wrong."""
+    args = build_parser().parse_args(argv)
     try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); check the folder and its free space") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        if args.command == "inspect":
+            report = inspect(args.file, args.plot)
+            print(json.dumps(report, indent=2) if args.json else feature_inspect.as_text(report))
+        elif args.command == "download":
+            print(download.download(args.name, args.to, args.known))
+        else:
+            choices = {"text_layers": args.text_layers, "target": args.target, "missing": args.missing}
+            files = [args.file] if args.command == "convert" else [args.text_file, args.av_file]
+            corpora = [read(file, **choices) for file in files]
+            corpus = corpora[0] if len(corpora) == 1 else join(*corpora, str(args.out))
+            origin = [{"file": file.name, "sha256": c.sha256} for file, c in zip(files, corpora, strict=True)]
+            _write(corpus, args.out, {"from": origin, **choices})
+            print(args.out)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except InputError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,7 +22,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from dataloader import Dialogue, InputError
-from feature_files import replacing
+from feature_writing import replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen

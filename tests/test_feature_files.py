@@ -1,52 +1,15 @@
 """Small files of each layout, whole and broken, made here."""
 
 import hashlib
+import os
 import pickle
 
 import numpy as np
 import pytest
+from feature_content import LENGTHS, make_nine, refusal
 
 import feature_files
 from dataloader import IEMOCAP_LABELS, InputError
-
-LENGTHS = {"Ses01F_impro01": 3, "Ses02M_script01": 1, "Ses05F_impro02": 4, "Ses03F_left_out": 2}
-
-
-def make_nine(lengths=LENGTHS, dims=(5, 4, 3), classes=6):
-    """A 9-tuple whose every value differs, so that a swapped field shows."""
-    rng = np.random.default_rng(0)
-
-    def rows(d):
-        return {i: rng.normal(size=(n, d)).astype(np.float32) for i, n in lengths.items()}
-
-    ids = list(lengths)
-    return [
-        {i: [f"{i}_F{k:03}" for k in range(n)] for i, n in lengths.items()},
-        {i: ["FM"[k % 2] for k in range(n)] for i, n in lengths.items()},
-        {i: [(k + n) % classes for k in range(n)] for i, n in lengths.items()},
-        *(rows(d) for d in dims),
-        {i: [f"what {k}?" for k in range(n)] for i, n in lengths.items()},
-        ids[:2],
-        ids[2:3],
-    ]
-
-
-@pytest.fixture
-def save(tmp_path):
-    def save(content, name="features.pkl", protocol=4):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
-        return path
-
-    return save
-
-
-def refusal(path, **options):
-    with pytest.raises(InputError) as caught:
-        feature_files.read(path, **options)
-    message = str(caught.value)
-    assert "\n" not in message and message.startswith(f"{path}: ")
-    return message
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -332,7 +295,7 @@ def test_writing_replaces_whole_or_not_at_all(save, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
         feature_files.write_nine_tuple(corpus, path)
     assert path.read_bytes() == b"before" and {p.name for p in tmp_path.iterdir()} == {"out.pkl", "features.pkl"}

@@ -1,0 +1,226 @@
+"""What a feature file is: counts, ranges, and what is suspicious about it, as numbers, lines and a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dataloader import Corpus, Dialogue
+
+FOLDS = 5
+BETRAYED = 0.15  # of F1: how far a probe's score on unseen train dialogues may be above that on test
+TOO_GOOD = 0.9  # F1 of a linear probe that no honest features of emotion have reached
+MAPPED = 2000  # utterances that a map shows
+
+
+def describe(corpus: Corpus) -> dict[str, Any]:
+    """A corpus in numbers, with a list of warnings; ready for JSON."""
+    splits = {name: corpus.split(name) for name in ("train", "valid", "test") if name in corpus.splits}
+    names = {speaker for d in corpus.dialogues.values() for speaker in d.speakers}
+    lengths = [len(d) for d in corpus.dialogues.values()]
+    outside = [i for i in corpus.dialogues if not any(i in ids for ids in corpus.splits.values())]
+    probes = {m: _probe(splits, m) for m in corpus.dims}
+    return {
+        "modalities": corpus.dims,
+        "dialogues": {name: len(members) for name, members in splits.items()},
+        "utterances": {name: sum(map(len, members)) for name, members in splits.items()},
+        "in_no_split": len(outside),
+        "dialogue_lengths": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
+        "classes": corpus.num_classes,
+        "label_names": list(corpus.label_names),
+        "class_counts": {name: _counts(members, corpus.num_classes) for name, members in splits.items()},
+        "speakers": len(names),
+        "ranges": {m: _range(corpus, m) for m in corpus.dims},
+        "probe": {m: scores for m, scores in probes.items() if scores},
+        "warnings": [
+            *([f"{len(outside)} dialogues are in no split, such as {outside[0]!r:.80}"] if outside else []),
+            *_columns(corpus, splits),
+            *_duplicates(corpus),
+            *_betrayals(probes),
+        ],
+    }
+
+
+def _counts(dialogues: list[Dialogue], classes: int) -> list[int]:
+    labels = np.concatenate([d.labels for d in dialogues]) if dialogues else np.zeros(0, np.int64)
+    return np.bincount(labels[labels < classes], minlength=classes).tolist()
+
+
+def _rows(dialogues: list[Dialogue], modality: str) -> np.ndarray:
+    return np.concatenate([d.features[modality] for d in dialogues])
+
+
+def _range(corpus: Corpus, modality: str) -> dict[str, float]:
+    rows = _rows(list(corpus.dialogues.values()), modality).astype(np.float64)
+    values = rows[np.isfinite(rows)]
+    if not values.size:
+        return {"min": 0.0, "max": 0.0, "mean": 0.0, "sd": 0.0}
+    return {"min": values.min(), "max": values.max(), "mean": values.mean(), "sd": values.std()}
+
+
+def _columns(corpus: Corpus, splits: dict[str, list[Dialogue]]) -> list[str]:
+    """Columns that hold NaN, or that tell nothing since they never change."""
+    lines = []
+    for modality, width in corpus.dims.items():
+        rows = _rows(splits.get("train") or list(corpus.dialogues.values()), modality)
+        broken = np.count_nonzero(~np.isfinite(rows).all(0))
+        constant = np.count_nonzero((rows == rows[:1]).all(0)) if len(rows) > 1 else 0
+        if broken:
+            lines.append(f"{modality}: {broken} of {width} columns hold NaN or infinity in train")
+        if constant:
+            lines.append(f"{modality}: {constant} of {width} columns are constant in train")
+    return lines
+
+
+def _duplicates(corpus: Corpus) -> list[str]:
+    """Utterances of one name, or of equal features in every one of two modalities or more."""
+    names = Counter(u for d in corpus.dialogues.values() for u in d.utterances)
+    lines = []
+    if twice := [u for u, times in names.items() if times > 1]:
+        lines.append(f"{len(twice)} utterance ids are there more than once, such as {twice[0]!r:.80}")
+    if len(corpus.dims) < 2:  # "Yeah." said twice has the same text features, and rightly so
+        return lines
+    split_of = {i: name for name, ids in corpus.splits.items() for i in ids}
+    places: dict[bytes, set[str]] = {}
+    copies = 0
+    for i, dialogue in corpus.dialogues.items():
+        for row in np.concatenate([dialogue.features[m] for m in corpus.dims], axis=1):
+            where = places.setdefault(row.tobytes(), set())
+            copies += bool(where)
+            where.add(split_of.get(i, "no split"))
+    shared = sum({"train", "test"} <= where for where in places.values())
+    if copies:
+        lines.append(f"{copies} utterances have the features of another one; {shared} are so shared by train and test")
+    return lines
+
+
+def _probe(splits: dict[str, list[Dialogue]], modality: str) -> dict[str, float] | None:
+    """Weighted F1 of a linear classifier on train dialogues it has not seen, and on test."""
+    train, test = splits.get("train", []), splits.get("test", [])
+    if len(train) < FOLDS or not test:
+        return None
+    x, labels = _rows(train, modality), np.concatenate([d.labels for d in train])
+    x_test, y_test = _rows(test, modality), np.concatenate([d.labels for d in test])
+    if len(set(labels.tolist())) < 2 or not np.isfinite(x).all() or not np.isfinite(x_test).all():
+        return None
+    groups = np.repeat(np.arange(len(train)), [len(d) for d in train])
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=x.shape[1]))
+    guessed = cross_val_predict(probe, x.astype(np.float64), labels, groups=groups, cv=GroupKFold(FOLDS))
+    on_test = probe.fit(x.astype(np.float64), labels).predict(x_test.astype(np.float64))
+    return {
+        "train": f1_score(labels, guessed, average="weighted"),
+        "test": f1_score(y_test, on_test, average="weighted"),
+    }
+
+
+def _betrayals(probes: dict[str, dict[str, float] | None]) -> list[str]:
+    lines = []
+    for modality, scores in probes.items():
+        if scores and scores["train"] > scores["test"] + BETRAYED:
+            lines.append(
+                f"{modality}: a linear probe scores F1 {scores['train']:.2f} on unseen train dialogues and "
+                f"{scores['test']:.2f} on test: the features may have been made with train's labels"
+            )
+        elif scores and min(scores.values()) > TOO_GOOD:
+            lines.append(
+                f"{modality}: a linear probe scores F1 {scores['test']:.2f} on test: the features may have been made "
+                "with the labels of both splits"
+            )
+    return lines
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """A report for people: one fact a line, warnings last."""
+    lines = [
+        f"file        {report['file']}",
+        f"layout      {report['layout']}" + (f", known as {report['known_as']!r}" if report["known_as"] else ""),
+        "modalities  " + ", ".join(f"{m} {d}" for m, d in report["modalities"].items()),
+        f"speakers    {report['speakers']}",
+        "utterances  {min} to {max} a dialogue, median {median:g}".format(**report["dialogue_lengths"]),
+    ]
+    for split, dialogues in report["dialogues"].items():
+        lines.append(f"{split:<11} {dialogues} dialogues, {report['utterances'][split]} utterances")
+    if report["in_no_split"]:
+        lines.append(f"no split    {report['in_no_split']} dialogues")
+    lines += ["", f"{'class':<16}" + "".join(f"{split:>16}" for split in report["class_counts"])]
+    for k, name in enumerate(report["label_names"]):
+        cells = ((counts[k], sum(counts)) for counts in report["class_counts"].values())
+        lines.append(f"{k} {name:<14}" + "".join(f"{n:>8} {n / max(1, total):>7.1%}" for n, total in cells))
+    lines += ["", f"{'features':<12}{'min':>11}{'max':>11}{'mean':>11}{'sd':>11}   linear probe, weighted F1"]
+    for modality, values in report["ranges"].items():
+        probe = report["probe"].get(modality)
+        shown = "train {train:.2f} (cross-validated), test {test:.2f}".format(**probe) if probe else "too little data"
+        lines.append(f"{modality:<12}" + "".join(f"{x:>11.4g}" for x in values.values()) + f"   {shown}")
+    lines += ["", f"sha256      {report['sha256']}"]
+    if report["git_blob"]:
+        lines.append(f"git blob    {report['git_blob']}")
+    lines += [f"warning     {line}" for line in report["warnings"]]
+    return "\n".join(lines)
+
+
+def plot(corpus: Corpus, path: Path) -> None:
+    """Draw class shares, dialogue lengths, and a map of each modality by class.
+
+    Args:
+        corpus: What to draw.
+        path: The picture, in a format its name tells.
+    """
+    maps = list(corpus.dims)
+    figure = Figure(figsize=(4.4 * max(2, len(maps)), 8.4), layout="constrained")
+    figure.suptitle(Path(corpus.name).name)
+    rows = figure.subfigures(2, 1)
+    shares, lengths = rows[0].subplots(1, 2)
+    splits = [name for name in ("train", "valid", "test") if corpus.splits.get(name)]
+    positions, width = np.arange(corpus.num_classes), 0.8 / max(1, len(splits))
+    bins = np.linspace(0, max(map(len, corpus.dialogues.values())) + 1, 25)
+    for k, name in enumerate(splits):
+        members, grey = corpus.split(name), {"train": "0.25", "valid": "0.5", "test": "0.75"}[name]
+        counts = np.array(_counts(members, corpus.num_classes))
+        shares.bar(
+            positions + (k - (len(splits) - 1) / 2) * width, counts / counts.sum(), width, color=grey, label=name
+        )
+        lengths.hist([len(d) for d in members], bins=bins, color=grey, histtype="step", linewidth=2, label=name)
+    shares.set(title="Share of each class", ylabel="share of the split's utterances", xticks=positions)
+    shares.set_xticklabels(corpus.label_names, rotation=30, ha="right")
+    lengths.set(title="Length of dialogues", xlabel="utterances", ylabel="dialogues")
+    if splits:
+        shares.legend(frameon=False)
+        lengths.legend(frameon=False)
+
+    dialogues = list(corpus.dialogues.values())
+    labels = np.concatenate([d.labels for d in dialogues])
+    colours = [f"C{k % 10}" for k in range(corpus.num_classes)]
+    for axes, modality in zip(np.atleast_1d(rows[1].subplots(1, len(maps))), maps, strict=True):
+        x = _rows(dialogues, modality)
+        usable = np.flatnonzero(np.isfinite(x).all(1))
+        shown = np.random.default_rng(0).permutation(usable)[:MAPPED]
+        if len(shown) > 1:
+            # Clipped, since a few utterances far out would otherwise be the first component.
+            standard = StandardScaler().fit_transform(x[shown].astype(np.float64)).clip(-3, 3)
+            flat = PCA(min(2, *standard.shape), random_state=0).fit_transform(standard)
+            flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+            for k, name in enumerate(corpus.label_names):
+                points = flat[labels[shown] == k]
+                axes.scatter(*points.T, s=6, alpha=0.6, linewidths=0, color=colours[k], label=name)
+            low, high = np.percentile(flat, [0.5, 99.5], axis=0)  # a few far points would hide the rest
+            if (high > low).all():
+                margin = 0.1 * (high - low)
+                axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+        axes.set(title=f"{modality}, {corpus.dims[modality]} features", xlabel="first principal component", xticks=[])
+        axes.set(ylabel="second", yticks=[])
+    handles, names = rows[1].axes[0].get_legend_handles_labels()
+    if handles:
+        rows[1].legend(
+            handles, names, loc="outside lower center", ncols=min(7, len(names)), frameon=False, markerscale=2.5
+        )
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,218 @@
+"""Writing a corpus: the field's 9-tuple, and our own container of layout 14, which is opened rather than read.
+
+A container is a safetensors file: one tensor a modality ``[N, d]`` and the ``labels`` ``[N]``, where N utterances of
+all dialogues follow one another, and in its metadata a JSON of everything that is no number. safetensors is a header
+and raw bytes, so opening maps the tensors into memory and reads none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from dataloader import MODALITIES, Corpus, InputError
+from feature_checks import Parts
+
+FORMAT = "gan-ffn-features-1"
+DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8}
+COLUMNS = ("speakers", "sentences", "utterances")
+
+
+class _OldPathPickler(pickle._Pickler):
+    """A pickler that names NumPy's array function as NumPy 1 does, which NumPy 2 reads as well."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if getattr(obj, "__name__", "") == "_reconstruct":
+            self.write(b"cnumpy.core.multiarray\n_reconstruct\n")
+            self.memoize(obj)
+        else:
+            super().save_global(obj, name)
+
+    dispatch: ClassVar = {**pickle._Pickler.dispatch, type(np.array): save_global}
+
+
+def write_nine_tuple(corpus: Corpus, path: str | Path) -> None:
+    """Write a corpus as the 9-tuple that the field's own loaders read.
+
+    The layout has no third split: a ``valid`` split is written into train, after it. Modalities the corpus lacks are
+    arrays ``[n, 0]``. Names of classes are lost.
+
+    Args:
+        corpus: What to write.
+        path: The file, replaced whole or not at all.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    dialogues = corpus.dialogues.values()
+
+    def features(modality: str) -> dict[str, np.ndarray]:
+        return {
+            d.id: np.array(d.features.get(modality, np.zeros((len(d), 0))), np.float32, order="C") for d in dialogues
+        }
+
+    content = (
+        {d.id: list(d.utterances) for d in dialogues},
+        {d.id: list(d.speakers) for d in dialogues},
+        {d.id: np.asarray(d.labels).tolist() for d in dialogues},
+        features("text"),
+        features("acoustic"),
+        features("visual"),
+        {d.id: list(d.sentences) for d in dialogues},
+        [*corpus.splits["train"], *corpus.splits.get("valid", ())],
+        list(corpus.splits["test"]),
+    )
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        _OldPathPickler(stream, protocol=3).dump(content)
+
+
+def write_container(corpus: Corpus, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+    """Write a corpus as layout 14, with nothing lost.
+
+    Args:
+        corpus: What to write.
+        path: The file, replaced whole or not at all.
+        provenance: Where it came from, kept in the file for whoever asks.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    dialogues = list(corpus.dialogues.values())
+    tensors = {m: np.concatenate([d.features[m] for d in dialogues]).astype(np.float32) for m in corpus.dims}
+    finite = all(bool(np.isfinite(x).all()) for x in tensors.values())
+    tensors["labels"] = np.concatenate([d.labels for d in dialogues]).astype(np.int64)
+    about = {
+        "dialogues": [[d.id, len(d)] for d in dialogues],
+        **{name: [x for d in dialogues for x in getattr(d, name)] for name in COLUMNS},
+        "splits": {name: list(ids) for name, ids in corpus.splits.items()},
+        "label_names": list(corpus.label_names),
+        "finite": finite,
+        "sha256": {name: hashlib.sha256(tensor).hexdigest() for name, tensor in tensors.items()},
+        "provenance": dict(provenance or {}),
+    }
+    content = save(tensors, metadata={"format": FORMAT, "corpus": json.dumps(about, ensure_ascii=False)})
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(content)
+
+
+def is_container(path: Path) -> bool:
+    """Whether a file begins as safetensors does: the length of its header, and the header's opening brace."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
+    """The fields of a container, its size, and its checksum.
+
+    The checksum is that of the header, which holds that of every tensor, so that these need not be read; of a file
+    that lacks them, its own. Features are views of the file, copied on writing.
+
+    Args:
+        path: The file.
+        verify: Read the tensors and compare their checksums.
+
+    Raises:
+        InputError: If the file is no container, or damaged.
+    """
+
+    def bad(field: str, problem: str) -> InputError:
+        return InputError(f"{path}: {field}: {problem}; write the file anew with 'convert'")
+
+    try:
+        with safe_open(path, framework="numpy") as opened:  # checks that the tensors fill the file
+            metadata = opened.metadata() or {}
+            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+            entries = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise bad("header", f"a damaged safetensors file ({ascii(str(error))[1:-1]:.100})") from None
+    try:
+        about = json.loads(metadata["corpus"])
+        lengths = dict(about["dialogues"])
+        splits, names = dict(about["splits"]), tuple(about["label_names"])
+        columns = {name: about[name] for name in COLUMNS}
+        ends = list(accumulate(int(n) for n in lengths.values()))
+        sums = dict(about.get("sha256") or {})
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError):
+        raise bad("corpus", "no metadata of a corpus, or not all of it") from None
+    if metadata.get("format") != FORMAT:
+        raise bad("format", f"{str(metadata.get('format'))!r:.40} where {FORMAT!r} belongs")
+    total = ends[-1] if ends else 0
+    if len(lengths) != len(about["dialogues"]) or any(type(n) is not int or n < 1 for n in lengths.values()):
+        raise bad("dialogues", "an id twice or a length that is no number from 1 up")
+    if not names or not all(isinstance(name, str) for name in names):
+        raise bad("label_names", "no names of classes")
+    if not all(isinstance(x, list) and len(x) == total for x in columns.values()):
+        raise bad("speakers, sentences or utterances", f"not one for each of {total} utterances")
+
+    with path.open("rb") as stream:
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+    start, tensors = 8 + len(header), {}
+    for name, (kind, shape) in entries.items():  # in the order of the file, which they fill
+        if kind not in DTYPES or shape[:1] != (total,) or len(shape) != (1 if name == "labels" else 2):
+            raise bad(name, f"a tensor of {kind} {list(shape)} for {total} utterances")
+        dtype = np.dtype(DTYPES[kind])
+        mapped = np.memmap(path, dtype, "c", start, shape) if np.prod(shape) else np.zeros(shape, dtype)
+        start += mapped.nbytes
+        tensors[name] = np.asarray(mapped)
+        if verify and name in sums and hashlib.sha256(tensors[name]).hexdigest() != sums[name]:
+            raise bad(name, "its checksum is not the one written down")
+    if "labels" not in tensors:
+        raise bad("labels", "no such tensor")
+
+    bounds = list(zip(lengths, [0, *ends[:-1]], ends, strict=True))
+    by_dialogue = {name: {i: x[a:b] for i, a, b in bounds} for name, x in (tensors | columns).items()}
+    parts = Parts(
+        layout=14,
+        labels=by_dialogue["labels"],
+        speakers=by_dialogue["speakers"],
+        features={m: by_dialogue[m] for m in MODALITIES if m in tensors},
+        splits=splits,
+        sentences=by_dialogue["sentences"],
+        utterances=by_dialogue["utterances"],
+        label_names=names,
+        finite=about.get("finite") is True and entries.keys() <= sums.keys(),
+    )
+    digest = hashlib.sha256(header).hexdigest() if entries.keys() <= sums.keys() else sha256_of(path)
+    return parts, path.stat().st_size, digest
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside a file, for the body to write; the file is then replaced whole, or not at all.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be written ({reason}); check the folder and its free space") from None
+    finally:
+        temporary.unlink(missing_ok=True)
