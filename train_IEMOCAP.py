@@ -171,7 +171,11 @@ def build_parser() -> Parser:
     run.add_argument("--tensorboard", action=on_off, default=True, help="write TensorBoard events")
 
     after = parser.add_argument_group("after training")
-    after.add_argument("--evaluate", metavar="RUN", help="score a finished run again")
+    after.add_argument(
+        "--evaluate",
+        metavar="RUN",
+        help="score a finished run again, on its own data or, with --features, on other; --out DIR writes that too",
+    )
     after.add_argument(
         "--export-fused",
         metavar="FILE",
@@ -192,8 +196,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = argparse.Namespace(**{**defaults, **given})
     if args.features and args.demo:
         parser.error("--features and --demo exclude each other; give one")
-    if args.evaluate and (args.resume or args.overwrite or args.seeds or args.out):
-        parser.error("--evaluate writes no run: leave out --out, --overwrite, --resume and --seeds")
+    if args.evaluate and (args.resume or args.overwrite or args.seeds):
+        parser.error("--evaluate trains nothing: leave out --overwrite, --resume and --seeds")
     if args.export_fused and args.seeds:
         parser.error("--export-fused writes the features of one run: use --seed, or --evaluate RUN/seed0 afterwards")
     if args.continue_train_GAN_step and not args.use_trained_GAN:
@@ -457,44 +461,62 @@ def report(
     interrupted: str | None,
 ) -> dict[str, Any]:
     """Score the chosen weights, print the report and write the run's files. The test split is scored here only."""
+    started = time.perf_counter()
     directory, history = run.directory, run.history
     if history["adversarial"]:
         utils.plot_adversarial_losses(history["adversarial"], directory / "GAN_loss.png")
-    best = run.checkpoints / "best.safetensors"
-    if not best.exists():
+    run.close()
+    if not history["classifier"]:
         return {"interrupted": interrupted}
-    load_weights(network, best)
-    predictions = {split: predict(network, dialogues, args) for split, dialogues in data.items()}
-    scores = {split: utils.score(*predictions[split], corpus.label_names) for split in ("test", "valid")}
     best_epoch = int(max(history["classifier"], key=lambda row: row["valid_weighted_f1"])["epoch"])
-    text = utils.report_text(*predictions["test"], corpus.label_names)
-    if interrupted:
-        text = f"Interrupted at {interrupted}; this is the best epoch until then, {best_epoch}.\n{text}"
-    print(text)
-    with utils.replacing(directory / "report.txt") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    table = utils.prediction_table(
-        {split: corpus.split(split) for split in data}, {s: p for s, (_, p) in predictions.items()}, corpus.label_names
-    )
-    utils.write_csv(directory / "predictions.csv", table)
-    utils.plot_confusion_matrix(
-        scores["test"]["confusion_matrix"], corpus.label_names, directory / "confusion_matrix.png"
-    )
     utils.plot_training_curves(history["classifier"], best_epoch, directory / "training_curves.png")
-    fused = fuse(network.fusion, data["test"], args)
-    utils.plot_fused_features(fused, predictions["test"][0], corpus.label_names, directory / "fused_features.png")
+    load_weights(network, run.checkpoints / "best.safetensors")
+    heading = (
+        f"Interrupted after {interrupted}; this is the best epoch until then, {best_epoch}.\n" if interrupted else ""
+    )
+    scores = assess(network, data, corpus, args, directory, heading)
     seconds = {stage: run.seconds(stage) for stage in history}
     figures = {
         **scores,
         "best_epoch": best_epoch,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "seconds": {**seconds, "total": sum(seconds.values())},
+        "seconds": {**seconds, "total": sum(seconds.values()) + time.perf_counter() - started},
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **({"interrupted": interrupted} if interrupted else {}),
     }
     utils.write_json(directory / "report.json", figures)
-    run.close()
     return figures
+
+
+def assess(
+    network: GANFFN,
+    data: Mapping[str, Sequence[Dialogue]],
+    corpus: Corpus,
+    args: argparse.Namespace,
+    directory: Path | None,
+    heading: str = "",
+) -> dict[str, Any]:
+    """Print the report on the test split and, where a directory is given, write it beside predictions and pictures.
+
+    Returns:
+        The scores of ``test`` and ``valid``.
+    """
+    predictions = {split: predict(network, dialogues, args) for split, dialogues in data.items()}
+    scores = {split: utils.score(*predictions[split], corpus.label_names) for split in ("test", "valid")}
+    text = heading + utils.report_text(*predictions["test"], corpus.label_names)
+    print(text)
+    if directory:
+        with utils.replacing(directory / "report.txt") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        probabilities = {split: probability for split, (_, probability) in predictions.items()}
+        table = utils.prediction_table(data, probabilities, corpus.label_names)
+        utils.write_csv(directory / "predictions.csv", table)
+        matrix = scores["test"]["confusion_matrix"]
+        utils.plot_confusion_matrix(matrix, corpus.label_names, directory / "confusion_matrix.png")
+        fused = fuse(network.fusion, data["test"], args)
+        labels = predictions["test"][0]
+        utils.plot_fused_features(fused, labels, corpus.label_names, directory / "fused_features.png")
+    return scores
 
 
 def configuration(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
@@ -548,9 +570,14 @@ def evaluate_run(args: argparse.Namespace) -> None:
     standardise = load_standardiser(directory)
     network = build_network(flags, shape).to(args.device)
     load_weights(network, directory / "checkpoints" / "best.safetensors")
-    print(
-        utils.report_text(*predict(network, [standardise(d) for d in corpus.split("test")], flags), corpus.label_names)
-    )
+    corpus = carve_validation(corpus, flags.valid, flags.seed)
+    data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+    out = prepare_directory(args, corpus) if args.out else None
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    scores = assess(network, data, corpus, flags, out)
+    if out:
+        utils.write_json(out / "report.json", scores)
     if args.export_fused:
         export_fused(directory, corpus, flags, args.export_fused)
 
@@ -632,8 +659,7 @@ def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
                 f"{trained_on[:12]}…); give the file it was begun with"
             )
         return directory
-    name = "demo" if args.demo else Path(args.features).stem
-    directory = Path(args.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    directory = Path(args.out or default_directory(args))
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--out {directory}: there is a file of that name; choose another directory")
     if directory.exists() and any(directory.iterdir()):
@@ -643,6 +669,11 @@ def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
             raise InputError(f"--out {directory}: --overwrite replaces only runs, and this is none; choose another")
         shutil.rmtree(directory)
     return directory
+
+
+def default_directory(args: argparse.Namespace) -> str:
+    """A run directory named after the data and the time."""
+    return f"runs/{'demo' if args.demo else Path(args.features).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def train(args: argparse.Namespace) -> int:

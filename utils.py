@@ -333,7 +333,8 @@ def plot_training_curves(history: Sequence[Mapping[str, float]], best_epoch: int
     for axis, figure_name, label in zip(axes, ("loss", "weighted_f1"), ("loss (nats)", "weighted F1 (%)"), strict=True):
         for split in ("train", "valid"):
             if f"{split}_{figure_name}" in curves:
-                axis.plot(curves.index, curves[f"{split}_{figure_name}"], marker=".", label=split)
+                smoothed = " (labels smoothed)" if (split, figure_name) == ("train", "loss") else ""
+                axis.plot(curves.index, curves[f"{split}_{figure_name}"], marker=".", label=split + smoothed)
         axis.axvline(best_epoch, color="0.6", linestyle=":", label=f"chosen: epoch {best_epoch}")
         axis.set(xlabel="epoch", ylabel=label)
         axis.legend()
