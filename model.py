@@ -342,6 +342,7 @@ class GraphEmotionClassifier(nn.Module):
         dropout: float = 0.4,
     ):
         super().__init__()
+        self.num_classes = num_classes
         self.window = (window_past, window_future)
         self.num_speakers = num_speakers
         depth = layers if window_past + window_future else 0
@@ -372,7 +373,7 @@ class GraphEmotionClassifier(nn.Module):
             padded = x.new_zeros(x.shape)
             padded[mask] = views[-1]
             views.append(self.attention(padded, mask)[mask])
-        logits = x.new_zeros(*mask.shape, self.classify[-1].out_features)
+        logits = x.new_zeros(*mask.shape, self.num_classes)
         logits[mask] = self.classify(torch.cat(views, dim=-1))
         return logits
 

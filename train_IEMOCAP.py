@@ -570,12 +570,12 @@ def evaluate_run(args: argparse.Namespace) -> None:
     standardise = load_standardiser(directory)
     network = build_network(flags, shape).to(args.device)
     load_weights(network, directory / "checkpoints" / "best.safetensors")
-    corpus = carve_validation(corpus, flags.valid, flags.seed)
-    data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+    carved = carve_validation(corpus, flags.valid, flags.seed)
+    data = {split: [standardise(d) for d in carved.split(split)] for split in carved.splits}
     out = prepare_directory(args, corpus) if args.out else None
     if out:
         out.mkdir(parents=True, exist_ok=True)
-    scores = assess(network, data, corpus, flags, out)
+    scores = assess(network, data, carved, flags, out)
     if out:
         utils.write_json(out / "report.json", scores)
     if args.export_fused:

@@ -1,0 +1,152 @@
+"""Splits, standardisation, batches, and what the synthetic corpus promises."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+
+from dataloader import (
+    IEMOCAP_COUNTS,
+    IGNORE_LABEL,
+    InputError,
+    Standardiser,
+    batches,
+    carve_validation,
+    collate,
+    session_of,
+    synthetic_corpus,
+)
+
+DIMS = {"text": 8, "visual": 6, "acoustic": 5}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return synthetic_corpus(train=20, test=4, mean_length=12, dims=DIMS)
+
+
+def test_validation_is_carved_from_train_alone_and_balanced_over_sessions(corpus):
+    carved = carve_validation(corpus, 0.2, seed=3)
+    train, valid = set(carved.splits["train"]), set(carved.splits["valid"])
+    assert train | valid == set(corpus.splits["train"])
+    assert not train & valid
+    assert carved.splits["test"] == corpus.splits["test"]
+    assert sorted(map(session_of, valid)) == ["Ses01", "Ses02", "Ses03", "Ses04"]
+
+
+def test_validation_depends_on_the_seed_and_on_nothing_else(corpus):
+    shuffled = replace(corpus, splits={**corpus.splits, "train": corpus.splits["train"][::-1]})
+    first, again = carve_validation(corpus, 0.2, seed=3), carve_validation(shuffled, 0.2, seed=3)
+    assert set(first.splits["valid"]) == set(again.splits["valid"])
+    assert len({carve_validation(corpus, 0.2, seed=s).splits["valid"] for s in range(5)}) > 1
+
+
+def test_a_shipped_validation_split_is_kept(corpus):
+    shipped = replace(
+        corpus, splits={**corpus.splits, "train": corpus.splits["train"][1:], "valid": corpus.splits["train"][:1]}
+    )
+    assert carve_validation(shipped, 0.5, seed=0).splits == shipped.splits
+
+
+def test_too_few_dialogues_to_validate_are_refused(corpus):
+    one = replace(corpus, splits={**corpus.splits, "train": corpus.splits["train"][:1]})
+    with pytest.raises(InputError, match="too few"):
+        carve_validation(one, 0.1, seed=0)
+
+
+def test_standardisation_knows_the_training_dialogues_only(corpus):
+    standardise = Standardiser.fit(corpus.split("train"))
+    train = np.concatenate([standardise(d).features["text"] for d in corpus.split("train")])
+    assert np.allclose(train.mean(0), 0, atol=1e-4)
+    assert np.allclose(train.std(0), 1, atol=1e-4)
+    test = corpus.split("test")[0]
+    expected = (test.features["text"] - standardise.mean["text"]) / standardise.scale["text"]
+    assert np.allclose(standardise(test).features["text"], expected, atol=1e-5)
+
+
+def test_a_constant_column_stays_finite(corpus):
+    flat = [replace(d, features={"text": np.full((len(d), 3), 7, np.float32)}) for d in corpus.split("train")]
+    assert not Standardiser.fit(flat)(flat[0]).features["text"].any()
+
+
+def test_statistics_survive_being_saved(corpus):
+    standardise = Standardiser.fit(corpus.split("train"))
+    again = Standardiser.from_tensors(standardise.tensors())
+    dialogue = corpus.split("test")[0]
+    for modality, x in standardise(dialogue).features.items():
+        assert np.array_equal(again(dialogue).features[modality], x)
+
+
+def test_a_batch_is_padded_and_masked(corpus):
+    dialogues = corpus.split("train")[:3]
+    batch = collate(dialogues)
+    assert batch.mask.sum(1).tolist() == [len(d) for d in dialogues]
+    assert (batch.labels[~batch.mask] == IGNORE_LABEL).all()
+    for i, d in enumerate(dialogues):
+        assert batch.labels[i, : len(d)].tolist() == d.labels.tolist()
+        assert torch.equal(batch.features["text"][i, : len(d)], torch.from_numpy(d.features["text"]))
+
+
+def test_speakers_are_numbered_by_their_first_turn(corpus):
+    dialogue = replace(corpus.split("train")[0], speakers=("Zoe", "Adam", "Zoe", "Eve"), labels=np.zeros(4, np.int64))
+    assert dialogue.speaker_index.tolist() == [0, 1, 0, 2]
+
+
+def test_shuffling_is_seeded_and_every_dialogue_comes_once(corpus):
+    def order(seed):
+        return [i for b in batches(corpus.split("train"), 3, torch.Generator().manual_seed(seed)) for i in b.ids]
+
+    assert order(1) == order(1) != order(2)
+    assert sorted(order(1)) == sorted(corpus.splits["train"])
+
+
+# The synthetic corpus of the demo, at its full size.
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return synthetic_corpus()
+
+
+def test_the_synthetic_corpus_has_the_shape_of_iemocap(demo):
+    assert (len(demo.splits["train"]), len(demo.splits["test"])) == (120, 31)
+    assert demo.dims == {"text": 100, "visual": 512, "acoustic": 100}
+    assert demo.num_speakers == 2
+    lengths = [len(d) for d in demo.dialogues.values()]
+    assert 8 <= min(lengths) <= max(lengths) <= 110
+    assert 6500 < sum(lengths) < 8500
+    counts = np.bincount(np.concatenate([d.labels for d in demo.dialogues.values()]))
+    assert np.allclose(counts / counts.sum(), np.array(IEMOCAP_COUNTS) / sum(IEMOCAP_COUNTS), atol=0.03)
+
+
+def f1_of_a_probe(corpus, modalities, context):
+    """Weighted F1 of logistic regression, seeing also its guesses for the utterances around where context is given."""
+    standardise = Standardiser.fit(corpus.split("train"))
+
+    def table(split):
+        return [np.concatenate([standardise(d).features[m] for m in modalities], 1) for d in corpus.split(split)]
+
+    labels = {s: np.concatenate([d.labels for d in corpus.split(s)]) for s in ("train", "test")}
+    probe = LogisticRegression(C=0.01, max_iter=200).fit(np.concatenate(table("train")), labels["train"])
+    if not context:
+        return f1_score(labels["test"], probe.predict(np.concatenate(table("test"))), average="weighted")
+
+    def around(split):
+        rows = []
+        for x in table(split):
+            guess = np.pad(probe.predict_log_proba(x), ((2, 2), (0, 0)))
+            rows.append(np.concatenate([guess[i : i + len(x)] for i in range(5)], 1))
+        return np.concatenate(rows)
+
+    second = LogisticRegression(C=0.01, max_iter=500).fit(around("train"), labels["train"])
+    return f1_score(labels["test"], second.predict(around("test")), average="weighted")
+
+
+def test_three_modalities_beat_the_best_one_and_context_beats_none(demo):
+    best_single = max(f1_of_a_probe(demo, [m], context=False) for m in demo.dims)
+    fused = f1_of_a_probe(demo, list(demo.dims), context=False)
+    assert fused > best_single + 0.05
+    assert f1_of_a_probe(demo, list(demo.dims), context=True) > fused + 0.01

@@ -1,0 +1,162 @@
+"""The networks on small dialogues: padding, edges, gradients, and fast forms against obvious ones."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataloader import Batch, Standardiser, collate, synthetic_corpus
+from model import (
+    GANFFN,
+    AdversarialFusion,
+    FusedFeatureGenerator,
+    GraphEmotionClassifier,
+    dialogue_edges,
+    gated_recurrence,
+    speaker_relative,
+)
+
+DIMS = {"text": 8, "visual": 6, "acoustic": 5}
+
+
+@pytest.fixture
+def dialogues():
+    corpus = synthetic_corpus(train=3, test=1, mean_length=12, dims=DIMS)
+    standardise = Standardiser.fit(corpus.split("train"))
+    return [standardise(d) for d in corpus.split("train")]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    fusion = AdversarialFusion(DIMS, fused_channels=16)
+    return GANFFN(fusion, GraphEmotionClassifier(16, num_classes=6, num_speakers=2, attention=True)).eval()
+
+
+def test_recurrence_equals_a_loop_over_time():
+    torch.manual_seed(0)
+    keep, update = torch.rand(2, 13, 3), torch.randn(2, 13, 3)
+    state, states = torch.zeros(2, 3), []
+    for t in range(13):
+        state = keep[:, t] * state + update[:, t]
+        states.append(state)
+    assert torch.allclose(gated_recurrence(keep, update), torch.stack(states, 1), atol=1e-5)
+
+
+def test_padding_and_company_change_no_output(network, dialogues):
+    together = network(collate(dialogues))
+    for i, dialogue in enumerate(dialogues):
+        alone = network(collate([dialogue]))[0]
+        assert torch.allclose(together[i, : len(dialogue)], alone, atol=1e-5)
+        assert not together[i, len(dialogue) :].any()
+
+
+def test_what_stands_in_the_padding_is_never_read(network, dialogues):
+    batch = collate(dialogues)
+    noise = {m: torch.where(batch.mask.unsqueeze(-1), x, 1e3) for m, x in batch.features.items()}
+    noisy = Batch(batch.ids, noise, batch.mask, batch.speakers, batch.labels)
+    assert torch.allclose(network(batch), network(noisy), atol=1e-5)
+    fused, fused_noisy = network.fusion(batch), network.fusion(noisy)
+    for of, of_noisy in zip(
+        network.fusion.generator_losses(batch, fused).values(),
+        network.fusion.generator_losses(noisy, fused_noisy).values(),
+        strict=True,
+    ):
+        assert all(torch.allclose(of[term], of_noisy[term], atol=1e-5) for term in of)
+
+
+def test_shapes_are_those_documented(network, dialogues):
+    batch = collate(dialogues)
+    size = batch.mask.shape
+    assert network(batch).shape == (*size, 6)
+    assert {m: f.shape for m, f in network.fusion(batch).items()} == dict.fromkeys(DIMS, (*size, 16))
+    assert all(x.shape == (batch.mask.sum(), 16) for x in network.fusion.real(batch).values())
+
+
+def test_speaker_relative_features_have_mean_zero_for_each_speaker(dialogues):
+    batch = collate(dialogues)
+    relative = speaker_relative(batch.features["text"], batch.mask, batch.speakers)
+    for i in range(len(dialogues)):
+        for speaker in (0, 1):
+            turns = batch.mask[i] & (batch.speakers[i] == speaker)
+            assert relative[i, turns].mean(0).abs().max() < 1e-5
+
+
+def test_three_modalities_play_six_pairs_and_one_plays_none():
+    assert len(AdversarialFusion(DIMS, 16).pairs) == 6
+    assert len(AdversarialFusion({"text": 8, "acoustic": 5}, 16).pairs) == 2
+    assert AdversarialFusion({"text": 8}, 16).pairs == []
+
+
+def test_each_half_of_the_game_moves_its_own_players_only(network, dialogues):
+    fusion, batch = network.fusion, collate(dialogues)
+    sum(fusion.discriminator_losses(batch, fusion(batch), gamma=1.0).values()).backward()
+    assert all(p.grad.abs().sum() > 0 for n, p in fusion.discriminators.named_parameters() if "4.bias" not in n)
+    assert all(p.grad is None for p in fusion.generators.parameters())
+    losses = fusion.generator_losses(batch, fusion(batch))
+    assert {m: sorted(terms) for m, terms in losses.items()} == {
+        m: ["adversarial", "matching", "reconstruction"] for m in DIMS
+    }
+    sum(sum(terms.values()) for terms in losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in fusion.generators.parameters())
+
+
+def test_the_task_reaches_every_weight_of_generators_and_classifier(network, dialogues):
+    batch = collate(dialogues)
+    network(batch)[batch.mask].square().sum().backward()
+    trained = [*network.fusion.generators.named_parameters(), *network.classifier.named_parameters()]
+    without = [name for name, p in trained if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+def obvious_edges(mask, speakers, past, future, num_speakers):
+    edges, node = [], {}
+    for b in range(len(mask)):
+        for t in range(int(mask[b].sum())):
+            node[b, t] = len(node)
+    for b, t in node:
+        for s in range(t - past, t + future + 1):
+            if s != t and (b, s) in node:
+                kind = 2 * (int(speakers[b, s]) * num_speakers + int(speakers[b, t])) + (s > t)
+                edges.append((node[b, s], node[b, t], kind))
+    return sorted(edges)
+
+
+@pytest.mark.parametrize(("past", "future"), [(2, 1), (0, 3), (20, 20), (1, 0)])
+def test_edges_equal_a_double_loop(dialogues, past, future):
+    batch = collate(dialogues)
+    edge_index, edge_type = dialogue_edges(batch.mask, batch.speakers, past, future, 2)
+    edges = sorted(zip(*edge_index.tolist(), edge_type.tolist(), strict=True))
+    assert edges == obvious_edges(batch.mask, batch.speakers, past, future, 2)
+
+
+def test_edge_types_of_four_utterances_worked_by_hand():
+    mask, speakers = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[0, 1, 1, 0]])
+    edge_index, edge_type = dialogue_edges(mask, speakers, window_past=1, window_future=1, num_speakers=2)
+    found = dict(zip(zip(*edge_index.tolist(), strict=True), edge_type.tolist(), strict=True))
+    # From whom to whom: 0 to 0 is 0 and 1, 0 to 1 is 2 and 3, 1 to 0 is 4 and 5, 1 to 1 is 6 and 7; odd: the future.
+    assert found == {(0, 1): 2, (1, 0): 5, (1, 2): 6, (2, 1): 7, (2, 3): 4, (3, 2): 3}
+
+
+def test_without_a_window_there_is_no_graph_and_other_flags_change_the_network():
+    def size(**flags):
+        return sum(p.numel() for p in GraphEmotionClassifier(16, 6, 2, **flags).parameters())
+
+    assert not GraphEmotionClassifier(16, 6, 2, window_past=0, window_future=0).convolutions
+    assert size(layers=3) > size(layers=2) > size(window_past=0, window_future=0)
+    assert size(attention=True) > size()
+
+
+def test_more_speakers_than_the_network_knows_and_single_utterances_pass(network):
+    features = {m: torch.randn(2, 5, d) for m, d in DIMS.items()}
+    mask = torch.tensor([[True] * 5, [True] + [False] * 4])
+    batch = Batch(("a", "b"), features, mask, torch.arange(5).expand(2, 5) * mask, torch.zeros(2, 5, dtype=torch.long))
+    assert network(batch)[mask].isfinite().all()
+
+
+def test_a_long_dialogue_keeps_states_and_gradients_finite():
+    generator = FusedFeatureGenerator(4, 8)
+    x = torch.randn(1, 500, 4, requires_grad=True)
+    out = generator(x, torch.ones(1, 500, dtype=torch.bool), torch.zeros(1, 500, dtype=torch.long))
+    out.square().sum().backward()
+    assert out.isfinite().all()
+    assert np.isfinite(x.grad.numpy()).all()

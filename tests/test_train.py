@@ -1,0 +1,304 @@
+"""The script end to end, on small synthetic files: what it writes, scores, resumes and exports."""
+
+import json
+import os
+import pickle
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from tensorboardX.proto.event_pb2 import Event
+
+import train_IEMOCAP
+from dataloader import synthetic_corpus
+from feature_files import read, write_nine_tuple
+
+QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--device", "cpu"]
+PICTURES = ["GAN_loss.png", "confusion_matrix.png", "training_curves.png", "fused_features.png"]
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return synthetic_corpus(train=20, test=4, mean_length=10, dims={"text": 8, "visual": 6, "acoustic": 5})
+
+
+@pytest.fixture(scope="module")
+def features(corpus, tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / "small.pkl"
+    write_nine_tuple(corpus, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(features, tmp_path_factory):
+    """A finished run, to look at but not to change."""
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *QUICK]) == 0
+    return directory
+
+
+def weights(directory, name="best"):
+    return load_file(directory / "checkpoints" / f"{name}.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def curves(directory):
+    """History without durations, the one thing in which two equal runs may differ."""
+    return [pd.read_csv(directory / f).drop(columns="seconds") for f in ("GAN_loss.csv", "history.csv")]
+
+
+def scalars(directory):
+    """(tag, step) of every value in TensorBoard's event files."""
+    found = []
+    for path in sorted((directory / "tensorboard").glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            found += [(value.tag, event.step) for value in event.summary.value]
+            data = data[12 + size + 4 :]
+    return found
+
+
+def test_a_run_leaves_what_the_readme_lists(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert names == {
+        *PICTURES,
+        *("config.json", "report.txt", "report.json", "predictions.csv", "GAN_loss.csv", "history.csv"),
+        *("tensorboard", "checkpoints"),
+    }
+    assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
+    losses = pd.read_csv(finished / "GAN_loss.csv")
+    assert losses["epoch"].tolist() == [1, 2]
+    six = [f"{m}_{p}_loss" for m in ("acoustic", "visual", "text") for p in "GD"]
+    assert np.isfinite(losses[six]).all(axis=None)
+    tags = scalars(finished)
+    assert len(tags) == len(set(tags))
+    assert {(f"adversarial/{name}", step) for name in six for step in (1, 2)} <= set(tags)
+
+
+def test_the_report_is_what_the_predictions_say(finished, corpus):
+    report = json.loads((finished / "report.json").read_text())
+    table = pd.read_csv(finished / "predictions.csv")
+    assert set(table["split"]) == {"train", "valid", "test"}
+    assert len(table) == sum(map(len, corpus.dialogues.values()))
+    probabilities = table[[f"p_{name}" for name in corpus.label_names]].to_numpy()
+    assert np.allclose(probabilities.sum(1), 1)
+    assert (probabilities.argmax(1) == table["predicted"]).all()
+    for split in ("test", "valid"):
+        part = table[table["split"] == split]
+        assert report[split]["weighted_f1"] == pytest.approx(
+            100 * f1_score(part["label"], part["predicted"], average="weighted", zero_division=0)
+        )
+        assert report[split]["macro_f1"] == pytest.approx(
+            100 * f1_score(part["label"], part["predicted"], average="macro", zero_division=0)
+        )
+        assert report[split]["accuracy"] == pytest.approx(100 * accuracy_score(part["label"], part["predicted"]))
+        expected = confusion_matrix(part["label"], part["predicted"], labels=range(6)).tolist()
+        assert report[split]["confusion_matrix"] == expected
+        assert sum(report[split]["support"]) == len(part)
+    assert {"best_epoch", "seconds", "parameters"} <= report.keys()
+    assert {"adversarial", "classifier", "total"} == report["seconds"].keys()
+
+
+def test_the_printed_report_has_the_lines_the_field_expects(finished, corpus):
+    lines = (finished / "report.txt").read_text().splitlines()
+    f1 = json.loads((finished / "report.json").read_text())["test"]["weighted_f1"]
+    assert lines[0] == "Test performance.."
+    assert lines[1].startswith("Loss ")
+    assert lines[1].endswith(f"F1-score {f1:.2f}")
+    assert all(any(line.split()[:1] == [name] for line in lines) for name in corpus.label_names)
+
+
+def test_config_says_what_was_run(finished, features):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["flags"]["epochs"] == 2
+    assert config["flags"]["lr"] == train_IEMOCAP.build_parser().get_default("lr")
+    assert config["features"] == {"file": str(features), "sha256": read(features).sha256}
+    assert config["seed"] == 0
+
+
+def test_the_same_command_gives_the_same_bits(finished, features, tmp_path):
+    assert train_IEMOCAP.main(["--features", str(features), "--out", str(tmp_path / "b"), *QUICK]) == 0
+    assert same(weights(finished), weights(tmp_path / "b"))
+    assert (finished / "predictions.csv").read_bytes() == (tmp_path / "b" / "predictions.csv").read_bytes()
+
+
+def test_another_seed_gives_another_network(finished, features, tmp_path):
+    train_IEMOCAP.main(["--features", str(features), "--out", str(tmp_path / "b"), *QUICK, "--seed", "1"])
+    assert not same(weights(finished), weights(tmp_path / "b"))
+
+
+def test_labels_of_test_dialogues_cannot_reach_the_weights(finished, corpus, tmp_path):
+    test = set(corpus.splits["test"])
+    rolled = {i: replace(d, labels=np.roll(d.labels, 1)) if i in test else d for i, d in corpus.dialogues.items()}
+    write_nine_tuple(replace(corpus, dialogues=rolled), tmp_path / "rolled.pkl")
+    assert train_IEMOCAP.main(["--features", str(tmp_path / "rolled.pkl"), "--out", str(tmp_path / "b"), *QUICK]) == 0
+    assert same(weights(finished), weights(tmp_path / "b"))
+
+
+def test_scoring_a_finished_run_again_gives_the_same_numbers(finished, tmp_path, capsys):
+    assert train_IEMOCAP.main(["--evaluate", str(finished), "--out", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.strip() == (finished / "report.txt").read_text().strip()
+    first, again = (json.loads((d / "report.json").read_text()) for d in (finished, tmp_path / "again"))
+    assert (first["test"], first["valid"]) == (again["test"], again["valid"])
+    assert (finished / "predictions.csv").read_bytes() == (tmp_path / "again" / "predictions.csv").read_bytes()
+
+
+def test_scoring_on_a_file_of_another_shape_is_refused(finished, tmp_path, capsys):
+    write_nine_tuple(
+        synthetic_corpus(train=4, test=1, dims={"text": 9, "visual": 6, "acoustic": 5}), tmp_path / "x.pkl"
+    )
+    assert train_IEMOCAP.main(["--evaluate", str(finished), "--features", str(tmp_path / "x.pkl")]) == 2
+    assert "same shape" in capsys.readouterr().err
+
+
+def test_fused_features_load_as_the_field_loads_them(finished, corpus, tmp_path):
+    fused = tmp_path / "fused.pkl"
+    assert train_IEMOCAP.main(["--evaluate", str(finished), "--export-fused", str(fused)]) == 0
+    # As DialogueRNN's and DialogueGCN's dataloaders do.
+    ids, speakers, labels, text, audio, visual, sentences, train, test = pickle.load(
+        fused.open("rb"), encoding="latin1"
+    )
+    assert (train, test) == (list(corpus.splits["train"]), list(corpus.splits["test"]))
+    for i, dialogue in corpus.dialogues.items():
+        assert (ids[i], sentences[i]) == (list(dialogue.utterances), list(dialogue.sentences))
+        assert (speakers[i], labels[i]) == (list(dialogue.speakers), dialogue.labels.tolist())
+        for modality in (text, audio, visual):
+            tensor = torch.FloatTensor(np.array(modality[i]))
+            assert tensor.shape == (len(dialogue), 64)
+            assert tensor.isfinite().all()
+
+
+def test_fused_features_depend_on_no_label_at_all(finished, corpus, tmp_path):
+    rolled = {i: replace(d, labels=np.roll(d.labels, 1)) for i, d in corpus.dialogues.items()}
+    write_nine_tuple(replace(corpus, dialogues=rolled), tmp_path / "rolled.pkl")
+    out = ["--out", str(tmp_path / "b"), "--export-fused", str(tmp_path / "b.pkl")]
+    assert train_IEMOCAP.main(["--features", str(tmp_path / "rolled.pkl"), *out, *QUICK]) == 0
+    assert train_IEMOCAP.main(["--evaluate", str(finished), "--export-fused", str(tmp_path / "a.pkl")]) == 0
+    a, b = read(tmp_path / "a.pkl"), read(tmp_path / "b.pkl")
+    for i in corpus.dialogues:
+        for m in a.dims:
+            assert np.array_equal(a.dialogues[i].features[m], b.dialogues[i].features[m])
+
+
+@pytest.mark.parametrize("stage", ["adversarial", "classifier"])
+def test_ctrl_c_stops_after_the_step_and_resume_ends_as_if_nothing_had_been(
+    stage, finished, features, tmp_path, monkeypatch, capsys
+):
+    log = train_IEMOCAP.Run.log
+
+    def log_then_interrupt(run, at, row):
+        log(run, at, row)
+        if (at, row["epoch"]) == (stage, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    directory = tmp_path / "b"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_IEMOCAP.Run, "log", log_then_interrupt)
+        assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *QUICK]) == 130
+    said = capsys.readouterr()
+    assert f"--resume {directory}" in said.err
+    assert ("Interrupted after stage 2, epoch 2" in said.out) == (stage == "classifier")
+    assert train_IEMOCAP.main(["--resume", str(directory), "--device", "cpu"]) == 0
+    assert same(weights(finished), weights(directory))
+    assert all(a.equals(b) for a, b in zip(curves(finished), curves(directory), strict=True))
+    assert (finished / "predictions.csv").read_bytes() == (directory / "predictions.csv").read_bytes()
+    assert sorted(scalars(finished)) == sorted(scalars(directory))
+    assert "interrupted" not in json.loads((directory / "report.json").read_text())
+
+
+def test_resume_refuses_other_flags_and_other_data(finished, corpus, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_IEMOCAP.main(["--resume", str(finished), "--lr", "0.5"])
+    assert stop.value.code == 2
+    assert "--lr 0.5" in capsys.readouterr().err
+    write_nine_tuple(replace(corpus, splits={**corpus.splits, "test": corpus.splits["test"][1:]}), tmp_path / "x.pkl")
+    assert train_IEMOCAP.main(["--resume", str(finished), "--features", str(tmp_path / "x.pkl")]) == 2
+    assert "not the data" in capsys.readouterr().err
+
+
+def test_several_seeds_are_summarised(finished, features, tmp_path, capsys):
+    command = ["--features", str(features), "--out", str(tmp_path / "b"), *QUICK, "--seeds", "0,1"]
+    assert train_IEMOCAP.main(command) == 0
+    assert "±" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    each = [summary["seeds"][seed]["test"]["weighted_f1"] for seed in ("0", "1")]
+    assert summary["mean"]["test"]["weighted_f1"] == pytest.approx(np.mean(each))
+    assert summary["standard_deviation"]["test"]["weighted_f1"] == pytest.approx(np.std(each, ddof=1))
+    assert same(weights(finished), weights(tmp_path / "b" / "seed0"))
+    before = (tmp_path / "b" / "seed1" / "report.json").read_bytes()
+    assert train_IEMOCAP.main(["--resume", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "b" / "seed1" / "report.json").read_bytes() == before
+
+
+def test_stage_1_is_taken_from_an_earlier_run_and_trained_further(finished, features, tmp_path):
+    start = ["--features", str(features), *QUICK, "--use-trained-GAN", str(finished)]
+    assert train_IEMOCAP.main([*start, "--out", str(tmp_path / "b")]) == 0
+    assert same(weights(finished, "fusion"), weights(tmp_path / "b", "fusion"))
+    assert not (tmp_path / "b" / "GAN_loss.csv").exists()
+    assert train_IEMOCAP.main([*start, "--out", str(tmp_path / "c"), "--continue-train-GAN-step", "1"]) == 0
+    assert not same(weights(finished, "fusion"), weights(tmp_path / "c", "fusion"))
+    assert pd.read_csv(tmp_path / "c" / "GAN_loss.csv")["epoch"].tolist() == [1]
+
+
+def test_two_modalities_play_and_one_skips_stage_1(features, tmp_path, capsys):
+    run = ["--features", str(features), *QUICK]
+    assert train_IEMOCAP.main([*run, "--modalities", "text,acoustic", "--out", str(tmp_path / "two")]) == 0
+    assert "visual_G_loss" not in pd.read_csv(tmp_path / "two" / "GAN_loss.csv")
+    capsys.readouterr()
+    assert train_IEMOCAP.main([*run, "--modalities", "text", "--out", str(tmp_path / "one")]) == 0
+    assert "stage 1 is skipped" in capsys.readouterr().out
+    assert not (tmp_path / "one" / "GAN_loss.png").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--attention"],
+        ["--class-weight"],
+        ["--window-past", "1"],
+        ["--window-future", "0"],
+        ["--dropout", "0.1"],
+        ["--lr", "0.01"],
+        ["--l2", "0.5"],
+        ["--batch-size", "3"],
+        ["--GAN-lr", "0.01"],
+        ["--GAN-epochs", "0"],
+        ["--valid", "0.3"],
+    ],
+    ids=lambda flags: " ".join(flags),
+)
+def test_every_flag_reaches_the_network(flags, finished, features, tmp_path):
+    assert train_IEMOCAP.main(["--features", str(features), "--out", str(tmp_path / "b"), *QUICK, *flags]) == 0
+    assert not same(weights(finished), weights(tmp_path / "b"))
+
+
+def test_tensorboard_can_be_switched_off(features, finished, tmp_path):
+    run = ["--features", str(features), "--out", str(tmp_path / "b"), *QUICK]
+    assert train_IEMOCAP.main([*run, "--no-tensorboard"]) == 0
+    assert not (tmp_path / "b" / "tensorboard").exists()
+    assert same(weights(finished), weights(tmp_path / "b"))
+
+
+def test_without_data_the_script_says_where_it_goes_and_how_to_try(capsys):
+    assert train_IEMOCAP.main([]) == 2
+    said = capsys.readouterr().err
+    assert "IEMOCAP_features/" in said
+    assert "--demo" in said
+
+
+def test_class_weights_are_one_over_class_shares():
+    corpus = synthetic_corpus(train=8, test=1, dims={"text": 4})
+    weight = train_IEMOCAP.class_weights(corpus.split("train"), 7).numpy()
+    counts = np.bincount(np.concatenate([d.labels for d in corpus.split("train")]), minlength=7)
+    assert weight[6] == 0
+    assert np.allclose(weight[:6] * counts[:6], counts.sum() / 6)
