@@ -73,10 +73,8 @@ def write_nine_tuple(corpus: Corpus, path: str | Path) -> None:
         [*corpus.splits["train"], *corpus.splits.get("valid", ())],
         list(corpus.splits["test"]),
     )
-    with replacing(Path(path)) as temporary, temporary.open("wb") as stream:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         _OldPathPickler(stream, protocol=3).dump(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def write_container(corpus: Corpus, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
@@ -104,10 +102,8 @@ def write_container(corpus: Corpus, path: str | Path, provenance: Mapping[str, A
         "provenance": dict(provenance or {}),
     }
     content = save(tensors, metadata={"format": FORMAT, "corpus": json.dumps(about, ensure_ascii=False)})
-    with replacing(Path(path)) as temporary, temporary.open("wb") as stream:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def is_container(path: Path) -> bool:
@@ -202,11 +198,18 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside a file, which takes the file's place if all goes well and is removed if not."""
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside a file, for the body to write; the file is then replaced whole, or not at all.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -1,0 +1,395 @@
+"""GAN-FFN's networks and their losses: generators against discriminators, then a graph over the dialogue.
+
+Shapes use B dialogues, T utterances in the longest of them, N real utterances in all, and d features.
+``mask [B, T]`` is True on real utterances; no encoder, loss or statistic sees the others.
+``speakers [B, T]`` numbers the speakers of a dialogue from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import permutations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import RGCNConv
+
+from dataloader import Batch
+
+
+def gated_recurrence(keep: Tensor, update: Tensor) -> Tensor:
+    """All states of ``h_t = keep_t * h_{t-1} + update_t``, ``h_0 = 0``, in log2(T) steps.
+
+    Recursive doubling: after the step of stride s, position t holds the composition of the 2s maps that end there.
+
+    Shapes:
+        keep, update, result: ``[..., T, d]``.
+    """
+    stride = 1
+    while stride < keep.shape[-2]:
+        earlier_keep, earlier_update = keep[..., :-stride, :], update[..., :-stride, :]
+        update = torch.cat(
+            [update[..., :stride, :], update[..., stride:, :] + keep[..., stride:, :] * earlier_update], dim=-2
+        )
+        keep = torch.cat([keep[..., :stride, :], keep[..., stride:, :] * earlier_keep], dim=-2)
+        stride *= 2
+        keep = F.threshold(keep, 1e-12, 0.0)
+    return update
+
+
+def _flip_half(x: Tensor) -> Tensor:
+    """Reverse time in the second half of the channels."""
+    forward, backward = x.chunk(2, dim=-1)
+    return torch.cat([forward, backward.flip(-2)], dim=-1)
+
+
+class PartyRecurrence(nn.Module):
+    """One running state for each party of the dialogue, past and future, read by every utterance.
+
+    A party's state changes only at its own turns, as DialogueRNN's party state does (arXiv 1811.00405); the gate
+    looks at the turn alone, as minGRU's (arXiv 2410.01201), which makes the recurrence a scan that a CPU runs fast::
+
+        h_t = (1 - z_t) * h_{t-1} + z_t * W x_t    at the party's turns, elsewhere h_{t-1}
+
+    An utterance reads its own speaker's state beside the sum of the other parties' states.
+
+    Shapes:
+        x: ``[B, T, d]``; mask, speakers: ``[B, T]``; result: ``[B, T, 2d]``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gate = nn.Linear(channels, channels)
+        self.candidate = nn.Linear(channels, channels)
+        # Gates begin between closed and half open, so that memories of many lengths are there from the start.
+        nn.init.uniform_(self.gate.bias, -3, 0)
+
+    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """The states each utterance reads; see the class."""
+        parties = torch.arange(int(speakers.max()) + 1, device=x.device).view(-1, 1, 1)
+        turns = (mask & (speakers == parties)).unsqueeze(-1)  # [S, B, T, 1]
+        gate = torch.sigmoid(self.gate(x)) * turns  # [S, B, T, d]
+        # Half of the channels remember the past; the other half, run backwards, the future.
+        states = _flip_half(gated_recurrence(_flip_half(1 - gate), _flip_half(gate * self.candidate(x))))
+        own = (states * turns).sum(0)
+        return torch.cat([own, states.sum(0) - own], dim=-1)
+
+
+class PartyBlock(nn.Module):
+    """A residual block: party states, then a feed-forward layer, each behind layer normalisation and dropout.
+
+    Shapes:
+        x, result: ``[B, T, d]``; mask, speakers: ``[B, T]``.
+    """
+
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.norm_states = nn.LayerNorm(channels)
+        self.states = PartyRecurrence(channels)
+        self.read = nn.Linear(2 * channels, channels)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(channels),
+            nn.Linear(channels, 2 * channels),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * channels, channels),
+            nn.Dropout(dropout),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """The block; see the class."""
+        x = x + self.dropout(self.read(self.states(self.norm_states(x), mask, speakers)))
+        return x + self.feed_forward(x)
+
+
+def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+    """Features less the mean of the same speaker's features in the dialogue: how unlike themselves they sound.
+
+    Shapes:
+        x, result: ``[B, T, d]``; mask, speakers: ``[B, T]``.
+    """
+    party = F.one_hot(speakers).to(x.dtype) * mask.unsqueeze(-1)  # [B, T, S]
+    turns = party.sum(1).clamp(min=1).unsqueeze(-1)  # [B, S, 1]
+    return x - party @ (party.transpose(1, 2) @ x / turns)
+
+
+class FusedFeatureGenerator(nn.Module):
+    """G_m: one modality's features, read in the context of the dialogue, to fused features.
+
+    Shapes:
+        x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, normalised by layer.
+
+    Args:
+        in_channels: Width of the modality.
+        fused_channels: Width of the fused features; even.
+        blocks: How many `PartyBlock` deep.
+        dropout: Probability, between 0 and 1.
+    """
+
+    def __init__(self, in_channels: int, fused_channels: int, blocks: int = 2, dropout: float = 0.4):
+        super().__init__()
+        self.embed = nn.Linear(2 * in_channels, fused_channels)
+        self.blocks = nn.ModuleList(PartyBlock(fused_channels, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(fused_channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """Fused features of the modality; see the class."""
+        x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)
+        x = self.dropout(self.embed(x))
+        for block in self.blocks:
+            x = block(x, mask, speakers)
+        return self.norm(x)
+
+
+class ModalityDiscriminator(nn.Module):
+    """D_k: are these the real features of modality k, or another modality's fused features?
+
+    Shapes:
+        x: ``[N, channels]``; result: one logit each, ``[N]``, high for real.
+    """
+
+    def __init__(self, channels: int, hidden: int = 64):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(channels, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits; see the class."""
+        return self.layers(x).squeeze(-1)
+
+
+class AdversarialFusion(nn.Module):
+    """Three generators against three discriminators: every modality's fused features try to pass for the others.
+
+    One generator and one discriminator a modality, for any number of modalities. Generator m plays against the
+    discriminator of every other modality k: six ordered pairs (m, k) for three modalities. The game is the
+    regularised relativistic one of R3GAN (arXiv 2501.05441, equations 2 and 5), over real utterances only::
+
+        D_k minimises  E softplus(D_k(f_m) - D_k(x_k)) + gamma/2 (E |grad D_k(x_k)|^2 + E |grad D_k(f_m)|^2)
+        G_m minimises  E softplus(D_k(x_k) - D_k(f_m)) + matching + reconstruction
+
+    The utterance is the same on both sides, so that the pairing of the modalities takes part. Two terms tie f_m to its
+    utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features, and a linear
+    reconstruction of x_m from f_m (as ARGF, arXiv 1911.07848).
+
+    Real features are brought to the fused width by a fixed random semi-orthogonal map, which keeps their geometry and
+    which no player can move.
+
+    Args:
+        dims: Modality to width.
+        fused_channels: Width of the fused features.
+        blocks: Depth of the generators.
+        dropout: Of the generators.
+    """
+
+    def __init__(self, dims: Mapping[str, int], fused_channels: int = 64, blocks: int = 2, dropout: float = 0.4):
+        super().__init__()
+        self.generators = nn.ModuleDict(
+            {m: FusedFeatureGenerator(d, fused_channels, blocks, dropout) for m, d in dims.items()}
+        )
+        self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
+        self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
+        self.fused_channels = fused_channels
+        for m, d in dims.items():
+            self.register_buffer(f"bring_{m}", nn.init.orthogonal_(torch.empty(d, fused_channels)))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """All (generator, discriminator) pairs: ordered, of different modalities."""
+        return list(permutations(self.generators, 2))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Fused features of each modality, ``[B, T, fused_channels]``."""
+        return {m: g(batch.features[m], batch.mask, batch.speakers) for m, g in self.generators.items()}
+
+    def real(self, batch: Batch) -> dict[str, Tensor]:
+        """Real features of each modality, brought to the fused width and normalised like the fused, ``[N, d]``."""
+        return {
+            m: F.layer_norm(batch.features[m][batch.mask] @ self.get_buffer(f"bring_{m}"), (self.fused_channels,))
+            for m in self.generators
+        }
+
+    def discriminator_losses(self, batch: Batch, fused: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
+        """Loss of each discriminator, the mean over the generators it plays against; the generators get no gradient.
+
+        Args:
+            batch: Where the real features are.
+            fused: What `forward` made of the same batch.
+            gamma: Weight of the gradient penalties R1 and R2.
+        """
+        real = {m: x.requires_grad_() for m, x in self.real(batch).items()}
+        fake = {m: f[batch.mask].detach().requires_grad_() for m, f in fused.items()}
+        losses: dict[str, list[Tensor]] = {k: [] for k in self.generators}
+        for m, k in self.pairs:
+            on_real, on_fake = self.discriminators[k](real[k]), self.discriminators[k](fake[m])
+            penalty = sum(
+                torch.autograd.grad(logits.sum(), x, create_graph=True)[0].square().sum(-1).mean()
+                for logits, x in ((on_real, real[k]), (on_fake, fake[m]))
+            )
+            losses[k].append(F.softplus(on_fake - on_real).mean() + gamma / 2 * penalty)
+        return {k: torch.stack(each).mean() for k, each in losses.items()}
+
+    def generator_losses(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Losses of each generator by name: ``adversarial``, ``matching``, ``reconstruction``.
+
+        The first two are means over the discriminators that the generator plays against.
+
+        Args:
+            batch: Where the real features are.
+            fused: What `forward` made of the same batch.
+        """
+        real = self.real(batch)
+        losses: dict[str, dict[str, Tensor]] = {}
+        for m in self.generators:
+            f = fused[m][batch.mask]
+            others = [k for k in self.generators if k != m]
+            adversarial = [
+                F.softplus(self.discriminators[k](real[k]).detach() - self.discriminators[k](f)).mean() for k in others
+            ]
+            matching = [1 - F.cosine_similarity(f, real[k], dim=-1).mean() for k in others]
+            losses[m] = {
+                "adversarial": torch.stack(adversarial).mean(),
+                "matching": torch.stack(matching).mean(),
+                "reconstruction": F.smooth_l1_loss(self.decoders[m](f), batch.features[m][batch.mask]),
+            }
+        return losses
+
+
+def dialogue_edges(
+    mask: Tensor, speakers: Tensor, window_past: int, window_future: int, num_speakers: int
+) -> tuple[Tensor, Tensor]:
+    """Edges between the utterances of each dialogue, typed as DialogueGCN's are (arXiv 1908.11540, section 3.4.2).
+
+    Utterance t hears every other utterance of its dialogue from ``t - window_past`` to ``t + window_future``. Nodes
+    are the real utterances in the order of ``x[mask]``. An edge's type is the pair of speakers, from whom to whom, and
+    whether what is heard lies in the past (0) or the future (1)::
+
+        type = 2 * (speaker_heard * num_speakers + speaker_hearing) + in_future
+
+    Args:
+        mask: ``[B, T]``.
+        speakers: ``[B, T]``; numbers beyond the last known speaker count as that one.
+        window_past: How many turns back, 0 or more.
+        window_future: How many turns ahead, 0 or more.
+        num_speakers: How many speakers types are made for.
+
+    Returns:
+        ``edge_index [2, E]``, the heard above the hearing, and ``edge_type [E]``.
+    """
+    turns = torch.arange(mask.shape[1], device=mask.device)
+    offsets = torch.arange(-window_past, window_future + 1, device=mask.device)
+    heard = turns.unsqueeze(1) + offsets[offsets != 0]  # [T, W]
+    inside = (heard >= 0) & (heard < mask.shape[1])
+    heard = heard.clamp(0, mask.shape[1] - 1)
+    dialogue, turn, slot = (mask.unsqueeze(-1) & mask[:, heard] & inside).nonzero(as_tuple=True)
+    source = heard[turn, slot]
+    node = (mask.flatten().cumsum(0) - 1).view_as(mask)
+    speaker = speakers.clamp(max=num_speakers - 1)
+    edge_type = 2 * (speaker[dialogue, source] * num_speakers + speaker[dialogue, turn]) + (source > turn).long()
+    return torch.stack([node[dialogue, source], node[dialogue, turn]]), edge_type
+
+
+class NodalAttention(nn.Module):
+    """Attention of every utterance over its whole dialogue, as DialogueGCN's (arXiv 1908.11540, equations 10 to 12).
+
+    Shapes:
+        x, result: ``[B, T, d]``; mask: ``[B, T]``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What each utterance gathers from its dialogue; see the class."""
+        return F.scaled_dot_product_attention(self.query(x), x, x, attn_mask=mask.unsqueeze(1))
+
+
+class GraphEmotionClassifier(nn.Module):
+    """Emotion of every utterance, by relational graph convolutions over the dialogue.
+
+    Shapes:
+        x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: logits ``[B, T, num_classes]``, 0 where padded.
+
+    Args:
+        in_channels: Width of the fused features.
+        num_classes: How many emotions.
+        num_speakers: How many speakers edge types are made for.
+        window_past: How many turns back an utterance hears; with `window_future` both 0 there is no graph.
+        window_future: How many turns ahead.
+        layers: How many graph convolutions.
+        attention: Whether `NodalAttention` follows them.
+        dropout: Probability, between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_speakers: int,
+        window_past: int = 8,
+        window_future: int = 8,
+        layers: int = 2,
+        attention: bool = False,
+        dropout: float = 0.4,
+    ):
+        super().__init__()
+        self.window = (window_past, window_future)
+        self.num_speakers = num_speakers
+        depth = layers if window_past + window_future else 0
+        self.convolutions = nn.ModuleList(
+            RGCNConv(in_channels, in_channels, num_relations=2 * num_speakers**2) for _ in range(depth)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(depth))
+        self.attention = NodalAttention(in_channels) if attention else None
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Sequential(
+            nn.Linear(in_channels * (1 + bool(depth) + attention), in_channels),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(in_channels, num_classes),
+        )
+
+    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """Logits; see the class."""
+        nodes = self.dropout(x[mask])  # [N, d]
+        views = [nodes]
+        if self.convolutions:
+            edge_index, edge_type = dialogue_edges(mask, speakers, *self.window, self.num_speakers)
+            heard = nodes
+            for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+                heard = heard + self.dropout(F.gelu(norm(convolution(heard, edge_index, edge_type))))
+            views.append(heard)
+        if self.attention is not None:
+            padded = x.new_zeros(x.shape)
+            padded[mask] = views[-1]
+            views.append(self.attention(padded, mask)[mask])
+        logits = x.new_zeros(*mask.shape, self.classify[-1].out_features)
+        logits[mask] = self.classify(torch.cat(views, dim=-1))
+        return logits
+
+
+class GANFFN(nn.Module):
+    """The whole network: adversarially fused features, summed over modalities, into the graph classifier.
+
+    Shapes:
+        result: logits ``[B, T, num_classes]``, 0 where padded.
+    """
+
+    def __init__(self, fusion: AdversarialFusion, classifier: GraphEmotionClassifier):
+        super().__init__()
+        self.fusion = fusion
+        self.classifier = classifier
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits; see the class."""
+        fused = sum(self.fusion(batch).values())
+        return self.classifier(fused, batch.mask, batch.speakers)

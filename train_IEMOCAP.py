@@ -1,0 +1,738 @@
+"""Train GAN-FFN on a feature file and report how well it recognises emotions.
+
+    python train_IEMOCAP.py --features IEMOCAP_features/IEMOCAP_features.pkl
+    python train_IEMOCAP.py --demo
+
+`run_seed` is the method, told from top to bottom.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_geometric import __version__ as pyg_version
+from torch_geometric import seed_everything
+from tqdm import tqdm
+
+import utils
+from dataloader import (
+    MODALITIES,
+    Corpus,
+    Dialogue,
+    InputError,
+    Standardiser,
+    batches,
+    carve_validation,
+    synthetic_corpus,
+)
+from feature_files import read, write_nine_tuple
+from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
+from utils import InterruptedRunError, Run, TrainingError
+
+# What the method fixes; benchmarks/ shows what each is worth.
+DISCRIMINATOR_SPEED = 2.0  # learning rate of discriminators over that of generators (TTUR, arXiv 1706.08500)
+GRADIENT_PENALTY = 1.0  # weight of R1 and R2
+GAN_AVERAGING = 0.98  # of the generators in stage 1, a step
+AVERAGING = 0.98  # of all weights in stage 2, a step
+LABEL_SMOOTHING = 0.1
+CLIP_GRADIENT = 1.0  # norm
+HEADLINES = ("weighted_f1", "macro_f1", "accuracy", "loss")
+
+# Flags ---------------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that shows every default there is."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=36, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
+    """A flag's type: a number from low (or above it) up to high."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}") from None
+        if not (low < value if above else low <= value) or not value <= high or value == float("inf"):
+            bounds = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < 1e9 else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of range; give a number {bounds}")
+        return value
+
+    return parse
+
+
+def seed_list(text: str) -> list[int]:
+    """A flag's type: seeds with commas between, each once."""
+    seeds = [number(int, 0, 2**32 - 1)(part) for part in text.split(",")]
+    if len(set(seeds)) != len(seeds):
+        raise argparse.ArgumentTypeError(f"{text} names a seed twice")
+    return seeds
+
+
+def modality_list(text: str) -> list[str]:
+    """A flag's type: modalities with commas between, each once."""
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in MODALITIES:
+            raise argparse.ArgumentTypeError(f"unknown modality {name!r}; choose among {', '.join(MODALITIES)}")
+    if len(set(names)) != len(names):
+        raise argparse.ArgumentTypeError(f"{text} names a modality twice")
+    return names
+
+
+def build_parser() -> Parser:
+    """All flags, grouped as the method is. Those of the reference keep their names."""
+    parser = Parser(
+        description="Train GAN-FFN: features of a conversation in, an emotion for every utterance and a report out.",
+        epilog="Without data at hand, try: python train_IEMOCAP.py --demo",
+        formatter_class=HelpFormatter,
+    )
+    on_off = argparse.BooleanOptionalAction
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--features", metavar="FILE", help="the feature file")
+    data.add_argument("--demo", action="store_true", help="a synthetic corpus of IEMOCAP's shape instead of a file")
+    data.add_argument(
+        "--modalities",
+        type=modality_list,
+        metavar="LIST",
+        help="which to use, such as text,acoustic (default: all that the file has)",
+    )
+    data.add_argument(
+        "--valid",
+        type=number(float, 0, 0.9, above=True),
+        metavar="SHARE",
+        default=0.1,
+        help="part of the training dialogues set aside to choose the epoch on; a file's own validation split is kept",
+    )
+
+    fusion = parser.add_argument_group("stage 1: adversarial fusion")
+    fusion.add_argument("--GAN-epochs", type=number(int, 0), metavar="N", default=15, help="epochs; 0 leaves it out")
+    fusion.add_argument("--GAN-lr", type=number(float, 0, above=True), metavar="LR", default=1e-3, help="of generators")
+    fusion.add_argument("--use-trained-GAN", metavar="RUN", help="take stage 1 from that run")
+    fusion.add_argument(
+        "--continue-train-GAN-step",
+        type=number(int, 0),
+        metavar="N",
+        default=0,
+        help="with --use-trained-GAN: train it N epochs further first",
+    )
+
+    graph = parser.add_argument_group("stage 2: graph-based emotion classifier")
+    graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=40, help="epochs")
+    graph.add_argument("--lr", type=number(float, 0, above=True), default=1e-3, help="peak learning rate")
+    graph.add_argument("--l2", type=number(float, 0), default=1e-2, help="weight decay, decoupled (AdamW)")
+    graph.add_argument("--window-past", type=number(int, 0), metavar="TURNS", default=8, help="turns heard backwards")
+    graph.add_argument("--window-future", type=number(int, 0), metavar="TURNS", default=8, help="turns heard ahead")
+    graph.add_argument("--attention", action=on_off, default=False, help="nodal attention over the dialogue on top")
+    graph.add_argument("--class-weight", action=on_off, default=False, help="weigh the loss by one over class shares")
+
+    both = parser.add_argument_group("both stages")
+    both.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
+    both.add_argument("--batch-size", type=number(int, 1), metavar="B", default=16, help="dialogues a step")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="run directory (default: runs/ and the data's name, time)")
+    run.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    run.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
+    run.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of all that is random")
+    run.add_argument("--seeds", type=seed_list, metavar="LIST", help="several runs, such as 0,1,2")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    run.add_argument("--no-cuda", action="store_true", help="the CPU, whatever there is")
+    run.add_argument("--tensorboard", action=on_off, default=True, help="write TensorBoard events")
+
+    after = parser.add_argument_group("after training")
+    after.add_argument(
+        "--evaluate",
+        metavar="RUN",
+        help="score a finished run again, on its own data or, with --features, on other; --out DIR writes that too",
+    )
+    after.add_argument(
+        "--export-fused",
+        metavar="FILE",
+        help="write the fused features of stage 1, which has seen no label, as a 9-tuple pickle for other networks",
+    )
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags, checked against each other; with ``--resume``, those of the run that goes on."""
+    parser = build_parser()
+    defaults = vars(parser.parse_args([]))
+    unset = object()
+    given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset))))
+    given = {flag: value for flag, value in given.items() if value is not unset}
+    if "resume" in given:
+        given = _resumed(parser, given)
+    args = argparse.Namespace(**{**defaults, **given})
+    if args.features and args.demo:
+        parser.error("--features and --demo exclude each other; give one")
+    if args.evaluate and (args.resume or args.overwrite or args.seeds):
+        parser.error("--evaluate trains nothing: leave out --overwrite, --resume and --seeds")
+    if args.export_fused and args.seeds:
+        parser.error("--export-fused writes the features of one run: use --seed, or --evaluate RUN/seed0 afterwards")
+    if args.continue_train_GAN_step and not args.use_trained_GAN:
+        parser.error("--continue-train-GAN-step needs --use-trained-GAN RUN")
+    return args
+
+
+def _resumed(parser: Parser, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of the run to resume; those given beside ``--resume`` must say the same."""
+    saved = utils.read_json(Path(given["resume"]) / "config.json")["flags"]
+    free = {"resume", "out", "features", "export_fused"}  # the data may have moved: its checksum is compared instead
+    changed = [flag for flag, value in given.items() if flag not in free and saved.get(flag) != value]
+    if changed:
+        said = ", ".join(f"--{f.replace('_', '-')} {given[f]} (the run has {saved.get(f)})" for f in changed)
+        parser.error(f"--resume {given['resume']}: the run was begun with other flags: {said}; leave them out")
+    return {**saved, **given, "out": given["resume"]}
+
+
+# The method ----------------------------------------------------------------------------------------------------------
+
+
+def run_seed(args: argparse.Namespace, corpus: Corpus, directory: Path) -> dict[str, Any]:
+    """GAN-FFN, for one seed. Returns what ``report.json`` holds."""
+    seed_everything(args.seed)
+    corpus = carve_validation(corpus, args.valid, args.seed)
+    standardise = Standardiser.fit(corpus.split("train"))
+    data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+    shape = shape_of(corpus)
+    network = build_network(args, shape).to(args.device)
+    run = Run(directory, tensorboard=args.tensorboard)
+    utils.write_json(directory / "config.json", configuration(args, corpus))
+    utils.save_tensors(run.checkpoints / "standardiser.safetensors", standardise.tensors())
+
+    interrupted = None
+    try:
+        with run.stoppable():
+            if not run.reached("classifier"):
+                train_adversarial_fusion(network.fusion, data["train"], run, args)
+                utils.save_tensors(run.checkpoints / "fusion.safetensors", network.fusion.state_dict())
+            train_classifier(network, data, run, args)
+    except InterruptedRunError as stop:
+        interrupted = str(stop)
+    return report(network, data, corpus, run, args, interrupted)
+
+
+def shape_of(corpus: Corpus) -> dict[str, Any]:
+    """What of a corpus decides the network's shape."""
+    return {"dims": corpus.dims, "label_names": list(corpus.label_names), "num_speakers": corpus.num_speakers}
+
+
+def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
+    """The network for a corpus: its widths, classes and speakers come from the data."""
+    fusion = AdversarialFusion(shape["dims"], dropout=args.dropout)
+    classifier = GraphEmotionClassifier(
+        fusion.fused_channels,
+        len(shape["label_names"]),
+        shape["num_speakers"],
+        window_past=args.window_past,
+        window_future=args.window_future,
+        attention=args.attention,
+        dropout=args.dropout,
+    )
+    return GANFFN(fusion, classifier)
+
+
+def train_adversarial_fusion(
+    fusion: AdversarialFusion, dialogues: Sequence[Dialogue], run: Run, args: argparse.Namespace
+) -> None:
+    """Stage 1: every modality's fused features learn to pass for the other modalities. No label is looked at.
+
+    At the end the generators are the exponential moving average of themselves over the steps (arXiv 1806.04498).
+    """
+    epochs = args.GAN_epochs
+    if len(fusion.generators) < 2:
+        print("One modality: there is nothing to fuse, so stage 1 is skipped.")
+        return
+    if args.use_trained_GAN:
+        load_weights(fusion, Path(args.use_trained_GAN) / "checkpoints" / "fusion.safetensors")
+        epochs = args.continue_train_GAN_step
+    shuffle = torch.Generator().manual_seed(args.seed)
+    loader = batches(dialogues, args.batch_size, shuffle)
+    generating = nn.ModuleList([fusion.generators, fusion.decoders])
+    average = AveragedModel(fusion.generators, multi_avg_fn=get_ema_multi_avg_fn(GAN_AVERAGING))
+    generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr, weight_decay=args.l2)
+    discriminator_optimizer = torch.optim.AdamW(
+        fusion.discriminators.parameters(), lr=DISCRIMINATOR_SPEED * args.GAN_lr, betas=(0.5, 0.99), weight_decay=0
+    )
+    parts = {
+        "fusion": fusion,
+        "average": average,
+        "generator_optimizer": generator_optimizer,
+        "discriminator_optimizer": discriminator_optimizer,
+        "shuffle": shuffle,
+    }
+    done = run.restore("adversarial", parts)
+    for epoch in progress("stage 1", done, epochs):
+        started = time.perf_counter()
+        fusion.train()
+        losses = []
+        for step, batch in enumerate(loader, 1):
+            batch = batch.to(args.device)
+            where = f"stage 1, epoch {epoch}, step {step}"
+            fused = fusion(batch)
+
+            # Discriminators: tell the real features of a modality from the fused features of the others.
+            discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
+            discriminator_optimizer.zero_grad()
+            finite(sum(discriminator_losses.values()), where).backward()
+            discriminator_optimizer.step()
+
+            # Generators: pass for the other modalities, and keep to the utterance.
+            generator_losses = fusion.generator_losses(batch, fused)
+            generator_optimizer.zero_grad()
+            finite(sum(sum(terms.values()) for terms in generator_losses.values()), where).backward()
+            nn.utils.clip_grad_norm_(generating.parameters(), CLIP_GRADIENT)
+            generator_optimizer.step()
+            average.update_parameters(fusion.generators)
+
+            losses.append(
+                {f"{m}_G_loss": terms["adversarial"].item() for m, terms in generator_losses.items()}
+                | {f"{k}_D_loss": loss.item() for k, loss in discriminator_losses.items()}
+                | {
+                    f"{m}_{t}": terms[t].item()
+                    for t in ("matching", "reconstruction")
+                    for m, terms in generator_losses.items()
+                }
+            )
+            run.stop_here(where)
+        means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
+        run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
+        run.save("adversarial", epoch, parts)
+    if epochs:
+        fusion.generators.load_state_dict(average.module.state_dict())
+
+
+def train_classifier(
+    network: GANFFN, data: Mapping[str, Sequence[Dialogue]], run: Run, args: argparse.Namespace
+) -> None:
+    """Stage 2: generators and graph classifier learn the emotions together; validation chooses the epoch.
+
+    What is validated, and kept, is an exponential moving average of the weights over the steps.
+    """
+    shuffle = torch.Generator().manual_seed(args.seed)
+    loader = batches(data["train"], args.batch_size, shuffle)
+    weight = class_weights(data["train"], network.classifier.num_classes).to(args.device) if args.class_weight else None
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=args.l2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * len(loader))
+    parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}
+    done = run.restore("classifier", parts)
+    for epoch in progress("stage 2", done, args.epochs):
+        started = time.perf_counter()
+        network.train()
+        losses, labels, probabilities = [], [], []
+        for step, batch in enumerate(loader, 1):
+            batch = batch.to(args.device)
+            where = f"stage 2, epoch {epoch}, step {step}"
+            logits = network(batch)
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), batch.labels.flatten(), weight, label_smoothing=LABEL_SMOOTHING
+            )
+            optimizer.zero_grad()
+            finite(loss, where).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), CLIP_GRADIENT)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(network)
+            losses.append(loss.item())
+            labels.append(batch.labels[batch.mask].cpu())
+            probabilities.append(logits.detach()[batch.mask].softmax(-1).cpu())
+            run.stop_here(where)
+        train = utils.score(torch.cat(labels).numpy(), torch.cat(probabilities).numpy(), range(logits.shape[-1]))
+        valid = utils.score(*predict(average.module, data["valid"], args), range(logits.shape[-1]))
+        best_so_far = max((row["valid_weighted_f1"] for row in run.history["classifier"]), default=-1.0)
+        if valid["weighted_f1"] > best_so_far:
+            utils.save_tensors(run.checkpoints / "best.safetensors", average.module.state_dict())
+        run.log(
+            "classifier",
+            {
+                "epoch": epoch,
+                "train_loss": float(np.mean(losses)),
+                "train_weighted_f1": train["weighted_f1"],
+                "valid_loss": valid["loss"],
+                "valid_weighted_f1": valid["weighted_f1"],
+                "seconds": time.perf_counter() - started,
+            },
+        )
+        run.save("classifier", epoch, parts)
+
+
+@torch.no_grad()
+def predict(network: GANFFN, dialogues: Sequence[Dialogue], args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Labels ``[N]`` and probabilities ``[N, C]`` of the real utterances, in the order of the dialogues."""
+    network.eval()
+    labels, probabilities = [], []
+    for batch in batches(dialogues, args.batch_size):
+        batch = batch.to(args.device)
+        labels.append(batch.labels[batch.mask])
+        probabilities.append(network(batch)[batch.mask].double().softmax(-1))
+    return torch.cat(labels).cpu().numpy(), torch.cat(probabilities).cpu().numpy()
+
+
+@torch.no_grad()
+def fuse(fusion: AdversarialFusion, dialogues: Sequence[Dialogue], args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Fused features of each modality, ``[N, d]``, over the real utterances in the order of the dialogues."""
+    fusion.eval()
+    fused: dict[str, list[Tensor]] = {m: [] for m in fusion.generators}
+    for batch in batches(dialogues, args.batch_size):
+        batch = batch.to(args.device)
+        for modality, features in fusion(batch).items():
+            fused[modality].append(features[batch.mask].cpu())
+    return {m: torch.cat(parts).numpy() for m, parts in fused.items()}
+
+
+def class_weights(dialogues: Sequence[Dialogue], num_classes: int) -> Tensor:
+    """One over each class's share, scaled to a mean of 1 over the utterances; 0 for a class without any, ``[C]``."""
+    counts = torch.bincount(torch.from_numpy(np.concatenate([d.labels for d in dialogues])), minlength=num_classes)
+    present = counts > 0
+    return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
+
+
+def finite(loss: Tensor, where: str) -> Tensor:
+    """The loss itself.
+
+    Raises:
+        TrainingError: If it is not finite.
+    """
+    if not torch.isfinite(loss):
+        raise TrainingError(f"{where}: the loss is {loss.item()}; the last checkpoint is kept; lower the learning rate")
+    return loss
+
+
+def progress(name: str, done: int, epochs: int) -> tqdm:
+    """Epochs still to do, from 1, with a bar on a terminal."""
+    return tqdm(range(done + 1, epochs + 1), desc=name, initial=done, total=epochs, unit="epoch", disable=None)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load what a run saved.
+
+    Raises:
+        InputError: If the file is not there, is damaged, or is of a network of another shape.
+    """
+    try:
+        module.load_state_dict(utils.load_tensors(path))
+    except RuntimeError:
+        raise InputError(
+            f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"
+        ) from None
+
+
+# Report --------------------------------------------------------------------------------------------------------------
+
+
+def report(
+    network: GANFFN,
+    data: Mapping[str, Sequence[Dialogue]],
+    corpus: Corpus,
+    run: Run,
+    args: argparse.Namespace,
+    interrupted: str | None,
+) -> dict[str, Any]:
+    """Score the chosen weights, print the report and write the run's files. The test split is scored here only."""
+    started = time.perf_counter()
+    directory, history = run.directory, run.history
+    if history["adversarial"]:
+        utils.plot_adversarial_losses(history["adversarial"], directory / "GAN_loss.png")
+    run.close()
+    if not history["classifier"]:
+        return {"interrupted": interrupted}
+    best_epoch = int(max(history["classifier"], key=lambda row: row["valid_weighted_f1"])["epoch"])
+    utils.plot_training_curves(history["classifier"], best_epoch, directory / "training_curves.png")
+    load_weights(network, run.checkpoints / "best.safetensors")
+    heading = (
+        f"Interrupted after {interrupted}; this is the best epoch until then, {best_epoch}.\n" if interrupted else ""
+    )
+    scores = assess(network, data, corpus, args, directory, heading)
+    seconds = {stage: run.seconds(stage) for stage in history}
+    figures = {
+        **scores,
+        "best_epoch": best_epoch,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "seconds": {**seconds, "total": sum(seconds.values()) + time.perf_counter() - started},
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **({"interrupted": interrupted} if interrupted else {}),
+    }
+    utils.write_json(directory / "report.json", figures)
+    return figures
+
+
+def assess(
+    network: GANFFN,
+    data: Mapping[str, Sequence[Dialogue]],
+    corpus: Corpus,
+    args: argparse.Namespace,
+    directory: Path | None,
+    heading: str = "",
+) -> dict[str, Any]:
+    """Print the report on the test split and, where a directory is given, write it beside predictions and pictures.
+
+    Returns:
+        The scores of ``test`` and ``valid``.
+    """
+    predictions = {split: predict(network, dialogues, args) for split, dialogues in data.items()}
+    scores = {split: utils.score(*predictions[split], corpus.label_names) for split in ("test", "valid")}
+    text = heading + utils.report_text(*predictions["test"], corpus.label_names)
+    print(text)
+    if directory:
+        with utils.replacing(directory / "report.txt") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        probabilities = {split: probability for split, (_, probability) in predictions.items()}
+        table = utils.prediction_table(data, probabilities, corpus.label_names)
+        utils.write_csv(directory / "predictions.csv", table)
+        matrix = scores["test"]["confusion_matrix"]
+        utils.plot_confusion_matrix(matrix, corpus.label_names, directory / "confusion_matrix.png")
+        fused = fuse(network.fusion, data["test"], args)
+        labels = predictions["test"][0]
+        utils.plot_fused_features(fused, labels, corpus.label_names, directory / "fused_features.png")
+    return scores
+
+
+def configuration(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
+    """What ``config.json`` holds: every flag, what the run stands on, and the data by checksum."""
+    flags = {flag: value for flag, value in vars(args).items() if flag not in ("overwrite", "resume", "evaluate")}
+    return {
+        "flags": flags,
+        "seed": args.seed,
+        "device": args.device,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torch_geometric": pyg_version,
+            "numpy": np.__version__,
+        },
+        "features": {"file": corpus.name, "sha256": corpus.sha256},
+        "corpus": shape_of(corpus),
+    }
+
+
+def summarise(directory: Path, figures: Mapping[int, Mapping[str, Any]]) -> None:
+    """Print and write mean, standard deviation (n - 1) and every seed's figures."""
+    summary: dict[str, Any] = {"seeds": {str(seed): dict(each) for seed, each in figures.items()}}
+    for statistic, of in (("mean", np.mean), ("standard_deviation", lambda x: np.std(x, ddof=1))):
+        summary[statistic] = {
+            split: {f: float(of([each[split][f] for each in figures.values()])) for f in HEADLINES}
+            for split in ("test", "valid")
+        }
+    utils.write_json(directory / "summary.json", summary)
+    print(f"{len(figures)} seeds, test split, mean ± standard deviation:")
+    for figure in HEADLINES:
+        each = ", ".join(f"{figures[seed]['test'][figure]:.2f}" for seed in figures)
+        mean, deviation = (summary[s]["test"][figure] for s in ("mean", "standard_deviation"))
+        print(f"  {figure:<12} {mean:6.2f} ± {deviation:.2f}   ({each})")
+
+
+def evaluate_run(args: argparse.Namespace) -> None:
+    """Score a finished run again, on its own feature file or on another of the same shape."""
+    directory = Path(args.evaluate)
+    config = utils.read_json(directory / "config.json")
+    flags = argparse.Namespace(**{**config["flags"], "device": args.device})
+    if args.features or args.demo:
+        flags.features, flags.demo = args.features, args.demo
+    corpus = load_corpus(flags)
+    shape = config["corpus"]
+    if {**shape_of(corpus), "num_speakers": 0} != {**shape, "num_speakers": 0}:
+        raise InputError(
+            f"{corpus.name}: features {corpus.dims} and {corpus.num_classes} classes, but the run {directory} was "
+            f"trained on {shape['dims']} and {len(shape['label_names'])}; give a file of the same shape"
+        )
+    standardise = load_standardiser(directory)
+    network = build_network(flags, shape).to(args.device)
+    load_weights(network, directory / "checkpoints" / "best.safetensors")
+    corpus = carve_validation(corpus, flags.valid, flags.seed)
+    data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+    out = prepare_directory(args, corpus) if args.out else None
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    scores = assess(network, data, corpus, flags, out)
+    if out:
+        utils.write_json(out / "report.json", scores)
+    if args.export_fused:
+        export_fused(directory, corpus, flags, args.export_fused)
+
+
+def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path: str) -> None:
+    """Write the fused features of every utterance in the places of the raw ones.
+
+    They are the features of stage 1, whose weights no label has touched, so those of a split depend on no label of it.
+
+    Raises:
+        InputError: If the run had no stage 1.
+    """
+    weights = directory / "checkpoints" / "fusion.safetensors"
+    if len(corpus.dims) < 2 or not (args.GAN_epochs or args.use_trained_GAN):
+        raise InputError(f"--export-fused {path}: the run {directory} left stage 1 out, so no features were fused")
+    standardise = load_standardiser(directory)
+    network = build_network(args, utils.read_json(directory / "config.json")["corpus"]).to(args.device)
+    load_weights(network.fusion, weights)
+    dialogues = list(corpus.dialogues.values())
+    fused = fuse(network.fusion, [standardise(d) for d in dialogues], args)
+    ends = np.cumsum([len(d) for d in dialogues])[:-1]
+    parts = {m: np.split(x, ends) for m, x in fused.items()}
+    features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}
+    write_nine_tuple(replace(corpus, dialogues=features), path)
+    print(f"Fused features of {len(dialogues)} dialogues written to {path}.")
+
+
+def load_standardiser(directory: Path) -> Standardiser:
+    """The standardisation a run learnt on its training dialogues."""
+    return Standardiser.from_tensors(utils.load_tensors(directory / "checkpoints" / "standardiser.safetensors"))
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+NO_DATA = f"""\
+no feature file. Put one into IEMOCAP_features/ and name it:
+  python {Path(__file__).name} --features IEMOCAP_features/IEMOCAP_features.pkl
+IEMOCAP_features/README.md says where the public files are and how to make one. To try GAN-FFN without data:
+  python {Path(__file__).name} --demo"""
+
+
+def load_corpus(args: argparse.Namespace) -> Corpus:
+    """The corpus that the flags name."""
+    if args.demo:
+        corpus = synthetic_corpus()
+        print("*** SYNTHETIC CORPUS: made-up dialogues of IEMOCAP's shape. Its scores say nothing about real ones. ***")
+    elif args.features:
+        corpus = read(args.features)
+    else:
+        raise InputError(NO_DATA)
+    return corpus.select_modalities(args.modalities) if args.modalities else corpus
+
+
+def choose_device(args: argparse.Namespace) -> str:
+    """The device to run on.
+
+    Raises:
+        InputError: If it is not there.
+    """
+    name = "cpu" if args.no_cuda else args.device
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name}: not to be had here ({reason}); try --device cpu") from None
+    return name
+
+
+def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
+    """The run directory, empty or that of the run to resume."""
+    if args.resume:
+        directory = Path(args.resume)
+        trained_on = utils.read_json(directory / "config.json")["features"]["sha256"]
+        if trained_on != corpus.sha256:
+            raise InputError(
+                f"{corpus.name}: not the data that {directory} was trained on (SHA-256 {corpus.sha256[:12]}…, then "
+                f"{trained_on[:12]}…); give the file it was begun with"
+            )
+        return directory
+    directory = Path(args.out or default_directory(args))
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out {directory}: there is a file of that name; choose another directory")
+    if directory.exists() and any(directory.iterdir()):
+        if not args.overwrite:
+            raise InputError(f"--out {directory}: exists; choose another, or add --overwrite or --resume {directory}")
+        if not (directory / "config.json").exists():
+            raise InputError(f"--out {directory}: --overwrite replaces only runs, and this is none; choose another")
+        shutil.rmtree(directory)
+    return directory
+
+
+def default_directory(args: argparse.Namespace) -> str:
+    """A run directory named after the data and the time."""
+    return f"runs/{'demo' if args.demo else Path(args.features).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train and report, once or for every seed. Returns the exit status."""
+    corpus = load_corpus(args)
+    carve_validation(corpus, args.valid, args.seed)  # complains before anything is written
+    directory = prepare_directory(args, corpus)
+    if not args.seeds:
+        figures = train_or_read(args, corpus, directory)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        utils.write_json(directory / "config.json", configuration(args, corpus))
+        every = {}
+        for seed in args.seeds:
+            print(f"Seed {seed}")
+            figures = train_or_read(
+                argparse.Namespace(**{**vars(args), "seed": seed, "seeds": None}), corpus, directory / f"seed{seed}"
+            )
+            if "interrupted" in figures:
+                break
+            every[seed] = figures
+        if len(every) > 1:
+            summarise(directory, every)
+    if "interrupted" in figures:
+        print(f"Interrupted. To go on: python {Path(__file__).name} --resume {directory}", file=sys.stderr)
+        return 130
+    if args.export_fused:
+        export_fused(directory, corpus, args, args.export_fused)
+    print(f"Everything about this run is in {directory}.")
+    return 0
+
+
+def train_or_read(args: argparse.Namespace, corpus: Corpus, directory: Path) -> dict[str, Any]:
+    """`run_seed`, or what it reported if this run is finished already."""
+    finished = directory / "report.json"
+    if finished.exists():
+        figures = utils.read_json(finished)
+        if "interrupted" not in figures:
+            print((directory / "report.txt").read_text(encoding="utf-8"))
+            return figures
+    return run_seed(args, corpus, directory)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
+    try:
+        args = parse_args(argv)
+        args.device = choose_device(args)
+        if args.evaluate:
+            evaluate_run(args)
+            return 0
+        return train(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

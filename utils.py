@@ -1,0 +1,390 @@
+"""What a run needs around the method: scores and report, the run directory, checkpoints, curves and pictures."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.manifold import TSNE
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_recall_fscore_support
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from dataloader import Dialogue, InputError
+from feature_writing import replacing
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which stage, epoch and step, and what is kept."""
+
+
+class InterruptedRunError(Exception):
+    """The user or the scheduler asked the run to stop, and the step under way is done."""
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def score(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str]) -> dict[str, Any]:
+    """The figures of one split, F1 and accuracy in percent.
+
+    Args:
+        labels: Classes, int ``[N]``.
+        probabilities: Of each class, ``[N, C]``.
+        label_names: C names.
+
+    Returns:
+        ``weighted_f1``, ``macro_f1``, ``accuracy``, ``loss`` (mean cross entropy in nats), ``per_class`` (by name),
+        ``confusion_matrix`` (rows are labels, columns are predictions) and ``support`` (utterances a class).
+        Macro F1 is the mean over the classes that occur in labels or predictions, as scikit-learn's.
+    """
+    predicted = probabilities.argmax(1)
+    classes = np.arange(len(label_names))
+    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    occurs = np.isin(classes, np.concatenate([labels, predicted]))
+    return {
+        "weighted_f1": float(100 * np.average(f1, weights=support)),
+        "macro_f1": float(100 * f1[occurs].mean()),
+        "accuracy": float(100 * accuracy_score(labels, predicted)),
+        "loss": float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)).mean()),
+        "per_class": {
+            name: {
+                "precision": float(100 * precision[i]),
+                "recall": float(100 * recall[i]),
+                "f1": float(100 * f1[i]),
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(label_names)
+        },
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "support": support.tolist(),
+    }
+
+
+def report_text(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str]) -> str:
+    """The report the field prints: loss and weighted F1, scikit-learn's report with 4 digits, confusion matrix."""
+    figures = score(labels, probabilities, label_names)
+    predicted = probabilities.argmax(1)
+    table = classification_report(
+        labels, predicted, labels=range(len(label_names)), target_names=label_names, digits=4, zero_division=0
+    )
+    matrix = np.array(figures["confusion_matrix"])
+    return f"Test performance..\nLoss {figures['loss']:.4f} F1-score {figures['weighted_f1']:.2f}\n{table}\n{matrix}\n"
+
+
+def prediction_table(
+    splits: Mapping[str, Sequence[Dialogue]], probabilities: Mapping[str, np.ndarray], label_names: Sequence[str]
+) -> pd.DataFrame:
+    """One row an utterance: split, dialogue, utterance, speaker, label, predicted, a probability a class.
+
+    Args:
+        splits: Split to dialogues.
+        probabilities: Split to probabilities ``[N, C]``, the utterances in the order of the dialogues.
+        label_names: C names.
+    """
+    frames = []
+    for split, dialogues in splits.items():
+        frame = pd.DataFrame(
+            {
+                "split": split,
+                "dialogue": np.repeat([d.id for d in dialogues], [len(d) for d in dialogues]),
+                "utterance": [u for d in dialogues for u in d.utterances],
+                "speaker": [s for d in dialogues for s in d.speakers],
+                "label": np.concatenate([d.labels for d in dialogues]),
+                "predicted": probabilities[split].argmax(1),
+            }
+        )
+        frame[[f"p_{name}" for name in label_names]] = probabilities[split]
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+# The run directory ---------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all; a number that is not finite is refused rather than written as ``NaN``."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that a run wrote.
+
+    Raises:
+        InputError: If it is not there or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name the directory of a run") from None
+    except ValueError:
+        raise InputError(f"{path}: not valid JSON; the run directory is damaged") from None
+
+
+def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
+    """Write a table, whole or not at all."""
+    with replacing(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as safetensors, whole or not at all."""
+    with replacing(path) as temporary:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read named tensors.
+
+    Raises:
+        InputError: If the file is not there or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); the run has not come so far, or is damaged") from None
+
+
+class Run:
+    """The directory of one run: what it writes while it trains, and all it needs to go on after a stop.
+
+    Attributes:
+        directory: Where everything goes.
+        checkpoints: The folder in it for weights and states.
+        history: Stage to one row an epoch.
+        stop_requested: Whether Ctrl-C or SIGTERM has asked for a stop after the step.
+    """
+
+    CURVES: Mapping[str, str] = {"adversarial": "GAN_loss.csv", "classifier": "history.csv"}
+
+    def __init__(self, directory: Path, *, tensorboard: bool):
+        self.directory = directory
+        self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in self.CURVES}
+        self.stop_requested = False
+        self.checkpoints = directory / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {directory}: cannot be written ({error.strerror}); choose another") from None
+        self._tensorboard = tensorboard
+        self._writer: SummaryWriter | None = None
+
+    def seconds(self, stage: str) -> float:
+        """The time a stage took, over all sittings."""
+        return sum(row["seconds"] for row in self.history[stage])
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint: state of the stage under way, of random numbers and of the curves."""
+        return self.checkpoints / "last.pt"
+
+    def stop_here(self, where: str) -> None:
+        """Stop if that was asked for.
+
+        Args:
+            where: Stage, epoch and step just done.
+
+        Raises:
+            InterruptedRunError: If so; it says where.
+        """
+        if self.stop_requested:
+            raise InterruptedRunError(where)
+
+    def log(self, stage: str, row: dict[str, float]) -> None:
+        """Add an epoch's figures to the curves: the stage's CSV file and TensorBoard."""
+        self.history[stage].append(row)
+        write_csv(self.directory / self.CURVES[stage], self.history[stage])
+        self._to_tensorboard(stage, row)
+
+    def _to_tensorboard(self, stage: str, row: Mapping[str, float]) -> None:
+        if not self._tensorboard:
+            return
+        if self._writer is None:
+            folder = self.directory / "tensorboard"
+            # After a stop the curves are written anew from the history, so that no epoch is there twice.
+            for old in folder.glob("events.*"):
+                old.unlink()
+            self._writer = SummaryWriter(str(folder))
+            for earlier_stage, rows in self.history.items():
+                for earlier in rows[: -1 if earlier_stage == stage else None]:
+                    self._to_tensorboard(earlier_stage, earlier)
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(f"{stage}/{name}", value, int(row["epoch"]))
+
+    def save(self, stage: str, epoch: int, parts: Mapping[str, Any]) -> None:
+        """Checkpoint after an epoch.
+
+        Args:
+            stage: The stage under way.
+            epoch: How many of its epochs are done.
+            parts: Name to what has a ``state_dict`` or, of generators of random numbers, a ``get_state``.
+        """
+        state = {
+            "stage": stage,
+            "epoch": epoch,
+            "parts": {n: p.state_dict() if hasattr(p, "state_dict") else p.get_state() for n, p in parts.items()},
+            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "history": self.history,
+        }
+        with replacing(self.last) as temporary:
+            torch.save(state, temporary)
+
+    def restore(self, stage: str, parts: Mapping[str, Any]) -> int:
+        """Take a stage up where the newest checkpoint left it.
+
+        Args:
+            stage: The stage about to begin.
+            parts: The same as were saved; they are brought to the state they had.
+
+        Returns:
+            How many epochs of the stage are done; 0 where the checkpoint is of another stage, or there is none.
+        """
+        state = self._load()
+        if not state or state["stage"] != stage:
+            return 0
+        for name, part in parts.items():
+            (part.load_state_dict if hasattr(part, "load_state_dict") else part.set_state)(state["parts"][name])
+        torch.set_rng_state(state["random"]["cpu"])
+        if state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        self.history = state["history"]
+        return state["epoch"]
+
+    def reached(self, stage: str) -> bool:
+        """Whether the newest checkpoint is of this stage."""
+        state = self._load()
+        return bool(state) and state["stage"] == stage
+
+    def _load(self) -> dict[str, Any] | None:
+        if not self.last.exists():
+            return None
+        try:
+            return torch.load(self.last, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types on a damaged file
+            raise InputError(
+                f"{self.last}: cannot be read ({type(error).__name__}); the checkpoint is damaged"
+            ) from None
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C, or SIGTERM from a scheduler, ask for a stop after the step; a second Ctrl-C stops at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.stop_requested:
+                raise KeyboardInterrupt
+            self.stop_requested = True
+
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def close(self) -> None:
+        """Flush the curves."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def _save_figure(figure: plt.Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    plt.close(figure)
+
+
+def plot_adversarial_losses(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """The losses of generators and discriminators by epoch, one panel each; the game is even at ln 2."""
+    curves = pd.DataFrame(history).set_index("epoch")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
+    for axis, kind, title in zip(axes, ("G", "D"), ("Generators", "Discriminators"), strict=True):
+        for column in curves.filter(like=f"_{kind}_loss"):
+            axis.plot(curves.index, curves[column], marker=".", label=column.split("_")[0])
+        axis.axhline(np.log(2), color="0.6", linestyle=":", label="even game (ln 2)")
+        axis.set(title=title, xlabel="epoch", ylabel="adversarial loss (nats)")
+        axis.legend()
+    _save_figure(figure, path)
+
+
+def plot_training_curves(history: Sequence[Mapping[str, float]], best_epoch: int, path: Path) -> None:
+    """Loss and weighted F1 of training and validation by epoch, the chosen epoch marked."""
+    curves = pd.DataFrame(history).set_index("epoch")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, figure_name, label in zip(axes, ("loss", "weighted_f1"), ("loss (nats)", "weighted F1 (%)"), strict=True):
+        for split in ("train", "valid"):
+            if f"{split}_{figure_name}" in curves:
+                smoothed = " (labels smoothed)" if (split, figure_name) == ("train", "loss") else ""
+                axis.plot(curves.index, curves[f"{split}_{figure_name}"], marker=".", label=split + smoothed)
+        axis.axvline(best_epoch, color="0.6", linestyle=":", label=f"chosen: epoch {best_epoch}")
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.legend()
+    _save_figure(figure, path)
+
+
+def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence[str], path: Path) -> None:
+    """Shares of each true class by predicted class, with the counts written in."""
+    counts = np.array(matrix)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    size = 2.5 + 0.8 * len(label_names)
+    figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        shade = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, f"{shares[row, column]:.0%}\n{count}", ha="center", va="center", color=shade)
+    ticks = range(len(label_names))
+    axis.set_xticks(ticks, label_names, rotation=45, ha="right")
+    axis.set_yticks(ticks, label_names)
+    axis.set(xlabel="predicted", ylabel="true", title="Test utterances")
+    figure.colorbar(image, label="share of the true class")
+    _save_figure(figure, path)
+
+
+def plot_fused_features(
+    fused: Mapping[str, np.ndarray], labels: np.ndarray, label_names: Sequence[str], path: Path, most: int = 500
+) -> None:
+    """A 2-D map (t-SNE) of fused features, coloured by emotion and by modality.
+
+    Args:
+        fused: Modality to fused features ``[N, d]``.
+        labels: Classes ``[N]``.
+        label_names: Names of the classes.
+        path: Where the picture goes.
+        most: No more utterances than these are drawn, evenly spaced.
+    """
+    chosen = np.linspace(0, len(labels) - 1, min(most, len(labels))).astype(int)
+    points = np.concatenate([f[chosen] for f in fused.values()])
+    if len(points) > 3:
+        perplexity = min(30, (len(points) - 1) / 3)
+        points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
+    emotion = np.tile(labels[chosen], len(fused))
+    modality = np.repeat(np.arange(len(fused)), len(chosen))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    for axis, groups, names, title in (
+        (axes[0], emotion, label_names, "by emotion"),
+        (axes[1], modality, tuple(fused), "by modality"),
+    ):
+        for i, name in enumerate(names):
+            axis.scatter(*points[groups == i, :2].T, s=8, alpha=0.7, label=name)
+        axis.set(title=f"Fused features {title}", xticks=[], yticks=[])
+        axis.legend(markerscale=2)
+    _save_figure(figure, path)
