@@ -159,12 +159,17 @@ class Checks:
             raise self.error("labels", f"a {type(row).__name__} where a list of classes belongs", "give one each", i)
         if not values:
             raise self.error("labels", "an empty dialogue", "remove it or give its utterances", i)
-        if isinstance(row, np.ndarray) and row.dtype.kind in "iu" and row.min() >= 0:
+        if (
+            isinstance(row, np.ndarray)
+            and row.ndim == 1
+            and row.dtype.kind in "iu"
+            and 0 <= row.min() <= row.max() < 2**31
+        ):
             return row.astype(np.int64)
         for value in values:
             number = isinstance(value, NUMBER)
             if not number or not 0 <= value < 2**31 or value != int(value):
-                plain = (number and abs(value) < 1e18) or isinstance(value, str) or value != value
+                plain = isinstance(value, str) or (number and not abs(value) >= 1e18)  # NaN as well
                 shown = f"{value!r:.40}" if plain else f"a {'number so large' if number else type(value).__name__}"
                 raise self.error("labels", f"label {shown} is no whole number from 0 up", "number the classes", i)
         return np.array(values, dtype=np.int64)
@@ -191,7 +196,8 @@ class Checks:
         found = {}
         for modality in MODALITIES:
             layers = tables.get(modality)
-            layers = [t for t in (layers if isinstance(layers, list) else [layers]) if t is not None and t != {}]
+            layers = layers if isinstance(layers, list) else [layers]
+            layers = [t for t in layers if t is not None and not (isinstance(t, dict) and not t)]
             layers = [self.table(modality, table) for table in layers]
             if modality == "text":
                 layers = self.choose_layers(layers)

@@ -56,6 +56,7 @@ class Sample:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
+COPIES = 4  # of the file, that reading it may make: protocol 2 decodes an array's bytes, then fills the array
 _BUILTINS = ("set", "frozenset", "object", "bytes", "bytearray", "complex")
 ADMITTED = {
     **{f"{module}.{name}": name for module in ("builtins", "__builtin__") for name in _BUILTINS},
@@ -98,7 +99,8 @@ class _SafeUnpickler(pickle._Unpickler):
 
     def __init__(self, data: bytes):
         super().__init__(io.BytesIO(data), encoding="latin1")
-        self._size = self._budget = len(data)
+        self._size = len(data)
+        self._budget = COPIES * len(data)
 
     def load(self) -> Any:
         try:
@@ -116,7 +118,7 @@ class _SafeUnpickler(pickle._Unpickler):
         return _Name(kind)
 
     def _charge(self, amount: int) -> None:
-        # Each byte or item of the file is copied once at most, unless the file repeats itself to grow.
+        # A byte of the file is copied a few times at most, unless the file repeats itself to grow.
         self._budget -= amount
         _check(self._budget >= 0, "more memory than its size warrants")
 

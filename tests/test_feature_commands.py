@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -343,3 +344,14 @@ def test_as_a_script(tmp_path):
     arguments = [sys.executable, Path(feature_files.__file__), "inspect", "absent.pkl"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent.pkl" in done.stderr
+
+
+def test_the_examples_of_the_readme_write_files_that_are_read(tmp_path, monkeypatch):
+    readme = (Path(feature_files.__file__).parent / "IEMOCAP_features" / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.chdir(tmp_path)
+    for example in examples:
+        exec(example, {})
+    assert feature_files.read("mine.pkl").dims == {"text": 100, "acoustic": 30}
+    assert feature_files.read("mine.safetensors").label_names == ("calm", "cross")

@@ -204,6 +204,8 @@ WRONG = {
     "label nan": (damage(2, D, [0, np.nan, 1]), ["labels", D, "nan"]),
     "label text": (damage(2, D, ["happy"] * 3), ["labels", D, "'happy'"]),
     "labels in rows": (damage(2, D, np.eye(3)), ["labels", D, "ndarray"]),
+    "labels in rows of whole numbers": (damage(2, D, np.eye(3, dtype=int)), ["labels", D, "ndarray"]),
+    "text no table": (damage(3, None, np.array([1, None], dtype=object)), ["text", "ndarray"]),
     "labels no list": (damage(2, D, 4), ["labels", D, "int"]),
     "empty dialogue": (damage(2, D, []), ["labels", D, "empty"]),
     "two hot": (damage(1, D, [[1, 1]] * 3), ["speakers", D, "one-hot"]),

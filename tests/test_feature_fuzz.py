@@ -15,7 +15,7 @@ from dataloader import Corpus, InputError
 
 MOST_MEMORY = 2**26  # of files of a few kilobytes
 FUZZ = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 
 

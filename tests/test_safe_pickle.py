@@ -228,6 +228,14 @@ def test_what_feature_files_hold_is_read_as_python_reads_it(protocol):
             assert a == b
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("value", [np.zeros(10_000), np.full(10_000, -np.pi), np.arange(20_000, dtype=np.uint8)])
+def test_large_arrays_are_within_the_budget(protocol, value):
+    content = {k: value + k for k in range(5)}
+    read = safe_pickle.loads(pickle.dumps(content, protocol), "x.pkl")
+    assert all(np.array_equal(read[k], content[k]) for k in content)
+
+
 def test_an_object_twice_in_a_file_is_one_object():
     row = np.arange(3.0)
     content = [row, row, {"a": row}]
