@@ -1,0 +1,176 @@
+"""How long the default job takes, and how much memory.
+
+    python benchmarks/speed.py
+    python benchmarks/speed.py -- --epochs 5 --device cpu
+
+Runs ``train_IEMOCAP.py --demo`` as a process of its own, with the flags after ``--``, and prints a Markdown table. The
+very first run on a machine also pays for reading the packages from disk: take the second.
+"""
+
+from __future__ import annotations
+
+# The standard library only: this process must neither warm the packages up for the one it measures, nor be so large
+# that the operating system counts its size into the other's peak memory.
+import argparse
+import csv
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
+CURVES = {"stage 1": "GAN_loss.csv", "stage 2": "history.csv"}
+POLL = 0.01  # seconds
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave us, as the one of dataloader.py, whose import takes seconds."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is seen of the job from outside.
+
+    Attributes:
+        status: Its exit status.
+        total: Seconds from its start to its end.
+        first_epoch_logged: Seconds from its start until the curves of its first epoch appeared, if they did.
+        peak_mebibytes: The most memory it held.
+    """
+
+    status: int
+    total: float
+    first_epoch_logged: float | None
+    peak_mebibytes: float
+
+
+def watch(command: Sequence[str], curves: Sequence[Path]) -> Watched:
+    """Run a command to its end, its output thrown away, its complaints let through.
+
+    Args:
+        command: What to run.
+        curves: Files of which the first to appear shows that the first epoch is done.
+    """
+    started = time.perf_counter()
+    appeared = None
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while process.poll() is None:
+            if appeared is None and any(path.exists() for path in curves):
+                appeared = time.perf_counter() - started
+            time.sleep(POLL)
+    except BaseException:  # Ctrl-C, most likely; the job must not outlive us
+        process.kill()
+        process.wait()
+        raise
+    return Watched(process.returncode, time.perf_counter() - started, appeared, peak_mebibytes())
+
+
+def peak_mebibytes() -> float:
+    """The most memory that a child process which has ended held at once."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def seconds_column(path: Path) -> list[float]:
+    """Seconds of each epoch; none if the stage was left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [float(row["seconds"]) for row in csv.DictReader(file)]
+
+
+def measurements(directory: Path, watched: Watched) -> dict[str, str]:
+    """The rows of the table: what to its value.
+
+    The first batch comes when the first epoch is logged, less the seconds that the job itself says the epoch took.
+
+    Raises:
+        InputError: If the directory does not hold exactly one run.
+    """
+    report, config = (read_json(directory / name) for name in ("report.json", "config.json"))
+    seconds = {stage: seconds_column(directory / name) for stage, name in CURVES.items()}
+    epochs = [s for column in seconds.values() for s in column]
+    if not epochs or watched.first_epoch_logged is None:
+        raise InputError("flags after --: the job trained nothing; give flags of one training run")
+    return {
+        "process start to first batch, s": f"{watched.first_epoch_logged - epochs[0]:.2f}",
+        **{
+            f"{stage}, s an epoch (median of {len(column)})": f"{statistics.median(column):.3f}" if column else "–"
+            for stage, column in seconds.items()
+        },
+        "whole job, wall s": f"{watched.total:.1f}",
+        "peak memory, MiB": f"{watched.peak_mebibytes:.0f}",
+        "parameters": f"{report['parameters']:,}",
+        "device": config["device"],
+        "cores": f"{os.cpu_count()} (OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')})",
+        "torch": config["versions"]["torch"],
+    }
+
+
+def read_json(path: Path) -> Any:
+    """What the job wrote."""
+    if not path.exists():
+        raise InputError(f"flags after --: the job left no {path.name}; give flags of one training run, no --seeds")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(rows: dict[str, str]) -> str:
+    """A Markdown table of two columns."""
+    width = max(map(len, rows))
+    lines = [f"| {'measured':<{width}} | value |", f"|:{'-' * (width + 1)}|------:|"]
+    return "\n".join([*lines, *(f"| {what:<{width}} | {value} |" for what, value in rows.items())])
+
+
+def job(flags: Sequence[str], directory: Path) -> list[str]:
+    """The command to measure. ``--out`` comes last, so that it holds whatever the flags say."""
+    data = [] if any(flag.startswith("--features") for flag in flags) else ["--demo"]
+    return [sys.executable, str(SCRIPT), *data, *flags, "--out", str(directory)]
+
+
+def build_parser() -> Parser:
+    """All flags."""
+    parser = Parser(
+        description="Time the default job: train_IEMOCAP.py --demo.",
+        usage="%(prog)s [-h] [-- FLAG ...]",
+    )
+    parser.add_argument("flags", nargs="*", metavar="FLAG", help="more flags for train_IEMOCAP.py (default: none)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted, else that of the job."""
+    flags = build_parser().parse_args(argv).flags
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = Path(temporary) / "run"
+            watched = watch(job(flags, directory), [directory / name for name in CURVES.values()])
+            if watched.status:  # the job has said why
+                return watched.status if watched.status > 0 else 128 - watched.status
+            print(table(measurements(directory, watched)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
