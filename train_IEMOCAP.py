@@ -27,6 +27,7 @@ from torch_geometric import __version__ as pyg_version
 from torch_geometric import seed_everything
 from tqdm import tqdm
 
+import feature_files
 import utils
 from dataloader import (
     MODALITIES,
@@ -120,6 +121,22 @@ def build_parser() -> Parser:
 
     data = parser.add_argument_group("data")
     data.add_argument("--features", metavar="FILE", help="the feature file")
+    data.add_argument(
+        "--download",
+        metavar="NAME",
+        nargs="?",
+        const="iemocap",
+        help="fetch a known public feature file into IEMOCAP_features/ and stop; iemocap unless named",
+    )
+    data.add_argument(
+        "--text-layers",
+        metavar="CHOICE",
+        default="mean",
+        help="where a file has several layers of text features: mean, concat, or a layer's number",
+    )
+    data.add_argument(
+        "--target", choices=("emotion", "sentiment"), default="emotion", help="which labels, where a file has both"
+    )
     data.add_argument("--demo", action="store_true", help="a synthetic corpus of IEMOCAP's shape instead of a file")
     data.add_argument(
         "--modalities",
@@ -236,7 +253,7 @@ def run_seed(args: argparse.Namespace, corpus: Corpus, directory: Path) -> dict[
         with run.stoppable():
             if not run.reached("classifier"):
                 train_adversarial_fusion(network.fusion, data["train"], run, args)
-                utils.save_tensors(run.checkpoints / "fusion.safetensors", network.fusion.state_dict())
+                utils.save_tensors(fusion_weights(directory), network.fusion.state_dict())
             train_classifier(network, data, run, args)
     except InterruptedRunError as stop:
         interrupted = str(stop)
@@ -275,7 +292,7 @@ def train_adversarial_fusion(
         print("One modality: there is nothing to fuse, so stage 1 is skipped.")
         return
     if args.use_trained_GAN:
-        load_weights(fusion, Path(args.use_trained_GAN) / "checkpoints" / "fusion.safetensors")
+        load_weights(fusion, fusion_weights(Path(args.use_trained_GAN)))
         epochs = args.continue_train_GAN_step
     shuffle = torch.Generator().manual_seed(args.seed)
     loader = batches(dialogues, args.batch_size, shuffle)
@@ -396,8 +413,8 @@ def predict(network: GANFFN, dialogues: Sequence[Dialogue], args: argparse.Names
     for batch in batches(dialogues, args.batch_size):
         batch = batch.to(args.device)
         labels.append(batch.labels[batch.mask])
-        probabilities.append(network(batch)[batch.mask].double().softmax(-1))
-    return torch.cat(labels).cpu().numpy(), torch.cat(probabilities).cpu().numpy()
+        probabilities.append(network(batch)[batch.mask].cpu().double().softmax(-1))
+    return torch.cat(labels).cpu().numpy(), torch.cat(probabilities).numpy()
 
 
 @torch.no_grad()
@@ -590,12 +607,10 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     Raises:
         InputError: If the run had no stage 1.
     """
-    weights = directory / "checkpoints" / "fusion.safetensors"
-    if len(corpus.dims) < 2 or not (args.GAN_epochs or args.use_trained_GAN):
-        raise InputError(f"--export-fused {path}: the run {directory} left stage 1 out, so no features were fused")
+    check_fused(args, corpus)
     standardise = load_standardiser(directory)
     network = build_network(args, utils.read_json(directory / "config.json")["corpus"]).to(args.device)
-    load_weights(network.fusion, weights)
+    load_weights(network.fusion, fusion_weights(directory))
     dialogues = list(corpus.dialogues.values())
     fused = fuse(network.fusion, [standardise(d) for d in dialogues], args)
     ends = np.cumsum([len(d) for d in dialogues])[:-1]
@@ -603,6 +618,21 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}
     write_nine_tuple(replace(corpus, dialogues=features), path)
     print(f"Fused features of {len(dialogues)} dialogues written to {path}.")
+
+
+def check_fused(args: argparse.Namespace, corpus: Corpus) -> None:
+    """Refuse to export fused features where there are none.
+
+    Raises:
+        InputError: If a run with these flags has no stage 1.
+    """
+    if len(corpus.dims) < 2 or not (args.GAN_epochs or args.use_trained_GAN):
+        raise InputError("--export-fused: stage 1 was left out, so no features are fused; use two modalities or more")
+
+
+def fusion_weights(directory: Path) -> Path:
+    """Where a run keeps what stage 1 came to."""
+    return directory / "checkpoints" / "fusion.safetensors"
 
 
 def load_standardiser(directory: Path) -> Standardiser:
@@ -615,7 +645,9 @@ def load_standardiser(directory: Path) -> Standardiser:
 NO_DATA = f"""\
 no feature file. Put one into IEMOCAP_features/ and name it:
   python {Path(__file__).name} --features IEMOCAP_features/IEMOCAP_features.pkl
-IEMOCAP_features/README.md says where the public files are and how to make one. To try GAN-FFN without data:
+To fetch the public IEMOCAP features there:
+  python {Path(__file__).name} --download
+IEMOCAP_features/README.md says where other public files are and how to make one. To try GAN-FFN without data:
   python {Path(__file__).name} --demo"""
 
 
@@ -625,7 +657,7 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
         corpus = synthetic_corpus()
         print("*** SYNTHETIC CORPUS: made-up dialogues of IEMOCAP's shape. Its scores say nothing about real ones. ***")
     elif args.features:
-        corpus = read(args.features)
+        corpus = read(args.features, text_layers=args.text_layers, target=args.target)
     else:
         raise InputError(NO_DATA)
     return corpus.select_modalities(args.modalities) if args.modalities else corpus
@@ -646,6 +678,19 @@ def choose_device(args: argparse.Namespace) -> str:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: not to be had here ({reason}); try --device cpu") from None
     return name
+
+
+def check_before_writing(args: argparse.Namespace, corpus: Corpus) -> None:
+    """Find what would stop the run later, while the run directory, and one to be replaced, are untouched.
+
+    Raises:
+        InputError: If validation, the earlier run's stage 1 or the export cannot be had.
+    """
+    carve_validation(corpus, args.valid, args.seed)
+    if args.use_trained_GAN and len(corpus.dims) > 1:
+        load_weights(build_network(args, shape_of(corpus)).fusion, fusion_weights(Path(args.use_trained_GAN)))
+    if args.export_fused:
+        check_fused(args, corpus)
 
 
 def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
@@ -679,7 +724,7 @@ def default_directory(args: argparse.Namespace) -> str:
 def train(args: argparse.Namespace) -> int:
     """Train and report, once or for every seed. Returns the exit status."""
     corpus = load_corpus(args)
-    carve_validation(corpus, args.valid, args.seed)  # complains before anything is written
+    check_before_writing(args, corpus)
     directory = prepare_directory(args, corpus)
     if not args.seeds:
         figures = train_or_read(args, corpus, directory)
@@ -721,6 +766,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
     try:
         args = parse_args(argv)
+        if args.download:
+            return feature_files.main(["download", args.download])
         args.device = choose_device(args)
         if args.evaluate:
             evaluate_run(args)
