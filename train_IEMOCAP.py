@@ -180,7 +180,9 @@ def build_parser() -> Parser:
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="run directory (default: runs/ and the data's name, time)")
     run.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    run.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
+    run.add_argument(
+        "--resume", metavar="RUN", nargs="?", const="", help="go on with a run that was stopped: RUN, or that of --out"
+    )
     run.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of all that is random")
     run.add_argument("--seeds", type=seed_list, metavar="LIST", help="several runs, such as 0,1,2")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -209,6 +211,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset))))
     given = {flag: value for flag, value in given.items() if value is not unset}
     if "resume" in given:
+        given["resume"] = given["resume"] or given.get("out")
+        if not given["resume"]:
+            parser.error("--resume: name the run, or give its directory with --out")
         given = _resumed(parser, given)
     args = argparse.Namespace(**{**defaults, **given})
     if args.features and args.demo:
