@@ -91,9 +91,18 @@ class Source:
 
     Args:
         path: The file or folder.
+
+    Raises:
+        InputError: If it is not there.
     """
 
     def __init__(self, path: Path):
+        try:
+            path.stat()
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; check the name, or put the feature file there") from None
+        except (OSError, ValueError) as error:  # a name too long, or with a null character
+            raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check the name") from None
         self.path = path
         self.size = 0
         self._digests: dict[str, str] = {}

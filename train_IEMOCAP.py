@@ -348,6 +348,7 @@ def train_adversarial_fusion(
                 }
             )
             run.stop_here(where)
+        finite_weights(fusion, where)
         means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
@@ -391,8 +392,10 @@ def train_classifier(
             labels.append(batch.labels[batch.mask].cpu())
             probabilities.append(logits.detach()[batch.mask].softmax(-1).cpu())
             run.stop_here(where)
+        finite_weights(network, where)
         train = utils.score(torch.cat(labels).numpy(), torch.cat(probabilities).numpy(), range(logits.shape[-1]))
         valid = utils.score(*predict(average.module, data["valid"], args), range(logits.shape[-1]))
+        finite(torch.tensor(valid["loss"]), f"{where}, on validation")
         best_so_far = max((row["valid_weighted_f1"] for row in run.history["classifier"]), default=-1.0)
         if valid["weighted_f1"] > best_so_far:
             utils.save_tensors(run.checkpoints / "best.safetensors", average.module.state_dict())
@@ -450,6 +453,18 @@ def finite(loss: Tensor, where: str) -> Tensor:
     if not torch.isfinite(loss):
         raise TrainingError(f"{where}: the loss is {loss.item()}; the last checkpoint is kept; lower the learning rate")
     return loss
+
+
+def finite_weights(module: nn.Module, where: str) -> None:
+    """Check what an epoch came to, before it is kept.
+
+    Raises:
+        TrainingError: If a weight is not finite.
+    """
+    if not all(p.isfinite().all() for p in module.parameters()):
+        raise TrainingError(
+            f"{where}: weights became infinite or NaN; the last checkpoint is kept; lower the learning rate"
+        )
 
 
 def progress(name: str, done: int, epochs: int) -> tqdm:
@@ -595,8 +610,6 @@ def evaluate_run(args: argparse.Namespace) -> None:
     carved = carve_validation(corpus, flags.valid, flags.seed)
     data = {split: [standardise(d) for d in carved.split(split)] for split in carved.splits}
     out = prepare_directory(args, corpus) if args.out else None
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
     scores = assess(network, data, carved, flags, out)
     if out:
         utils.write_json(out / "report.json", scores)
@@ -674,7 +687,9 @@ def choose_device(args: argparse.Namespace) -> str:
     Raises:
         InputError: If it is not there.
     """
-    name = "cpu" if args.no_cuda else args.device
+    name = args.device
+    if args.no_cuda and (name == "auto" or name.startswith("cuda")):
+        return "cpu"
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -696,6 +711,8 @@ def check_before_writing(args: argparse.Namespace, corpus: Corpus) -> None:
         load_weights(build_network(args, shape_of(corpus)).fusion, fusion_weights(Path(args.use_trained_GAN)))
     if args.export_fused:
         check_fused(args, corpus)
+        if not Path(args.export_fused).resolve().parent.is_dir():
+            raise InputError(f"--export-fused {args.export_fused}: cannot be written; there is no such folder, make it")
 
 
 def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
@@ -710,9 +727,11 @@ def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
             )
         return directory
     directory = Path(args.out or default_directory(args))
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--out {directory}: there is a file of that name; choose another directory")
-    if directory.exists() and any(directory.iterdir()):
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {directory}: cannot be made ({error.strerror}); choose another directory") from None
+    if any(directory.iterdir()):
         if not args.overwrite:
             raise InputError(f"--out {directory}: exists; choose another, or add --overwrite or --resume {directory}")
         if not (directory / "config.json").exists():
@@ -734,7 +753,6 @@ def train(args: argparse.Namespace) -> int:
     if not args.seeds:
         figures = train_or_read(args, corpus, directory)
     else:
-        directory.mkdir(parents=True, exist_ok=True)
         utils.write_json(directory / "config.json", configuration(args, corpus))
         every = {}
         for seed in args.seeds:
