@@ -232,7 +232,7 @@ class Checks:
         if table.get(i) is None or (masked and width_of(table[i]) == 0):
             if masked:
                 return np.full((n, width), np.nan, np.float32)
-            raise self.error(modality, "no features", "give it this modality, or train with --missing mask", i)
+            raise self.error(modality, "no features", "give it this modality or remove the dialogue", i)
         try:
             array = _matrix(table[i], self.room, width if masked else None)
         except ValueError as error:
@@ -260,7 +260,7 @@ class Checks:
                 problem = (
                     f"{count} values are NaN or infinite ({sum(bad.values())} in {len(bad)} dialogues of the file)"
                 )
-                cure = "repair them, remove the dialogue, or make whole rows NaN and train with --missing mask"
+                cure = "repair them or remove the dialogue"
                 self.fault(modality, problem, cure, i)
 
     def label_names(self, labels: Mapping[str, np.ndarray], features: Mapping[str, Any]) -> tuple[str, ...]:
