@@ -113,6 +113,7 @@ def modality_list(text: str) -> list[str]:
 def build_parser() -> Parser:
     """All flags, grouped as the method is. Those of the reference keep their names."""
     parser = Parser(
+        prog=Path(__file__).name,
         description="Train GAN-FFN: features of a conversation in, an emotion for every utterance and a report out.",
         epilog="Without data at hand, try: python train_IEMOCAP.py --demo",
         formatter_class=HelpFormatter,
@@ -218,8 +219,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = argparse.Namespace(**{**defaults, **given})
     if args.features and args.demo:
         parser.error("--features and --demo exclude each other; give one")
-    if args.evaluate and (args.resume or args.overwrite or args.seeds):
-        parser.error("--evaluate trains nothing: leave out --overwrite, --resume and --seeds")
+    if args.evaluate:
+        own = {"evaluate", "features", "demo", "out", "export_fused", "device", "no_cuda"}
+        if stray := [f"--{flag.replace('_', '-')}" for flag in given if flag not in own]:
+            parser.error(f"--evaluate takes its flags from the run: leave out {', '.join(stray)}")
     if args.export_fused and args.seeds:
         parser.error("--export-fused writes the features of one run: use --seed, or --evaluate RUN/seed0 afterwards")
     if args.continue_train_GAN_step and not args.use_trained_GAN:

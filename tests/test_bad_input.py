@@ -236,7 +236,6 @@ FLAGS = {
     "--device toaster": "--device toaster: not to be had here",
     "--continue-train-GAN-step 1": "--continue-train-GAN-step needs --use-trained-GAN RUN",
     "--use-trained-GAN none": "none/checkpoints/fusion.safetensors: cannot be read",
-    "--evaluate none": "none/config.json: cannot be read",
     "--resume none": "none/config.json: cannot be read",
     "--export-fused fused.pkl --modalities text": "--export-fused: stage 1 was left out",
     "--export-fused none/fused.pkl": "none/fused.pkl: cannot be written",
@@ -283,6 +282,11 @@ def test_overwrite_keeps_a_directory_that_is_no_run(refused, sound, tmp_path):
 @pytest.mark.parametrize("wrong", ["--features none.pkl", "--modalities smell", "--use-trained-GAN none"])
 def test_overwrite_keeps_the_earlier_run_when_the_new_one_cannot_begin(refused, sound, earlier_run, wrong):
     refused("--features", sound, "--out", earlier_run, "--overwrite", *wrong.split())
+
+
+def test_refuses_to_evaluate_what_is_no_run_or_with_flags_of_its_own(refused):
+    assert "none/config.json: cannot be read" in refused("--evaluate", "none")
+    assert "leave out --lr" in refused("--evaluate", "none", "--lr", "0.1")
 
 
 OUTS = {"a file": "file", "below a file": "file/run", "deep below a file": "file/a/run", "too long a name": "x" * 300}
