@@ -232,7 +232,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _resumed(parser: Parser, given: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of the run to resume; those given beside ``--resume`` must say the same."""
-    saved = utils.read_json(Path(given["resume"]) / "config.json")["flags"]
+    saved = read_config(Path(given["resume"]))["flags"]
     free = {"resume", "out", "features", "export_fused"}  # the data may have moved: its checksum is compared instead
     changed = [flag for flag, value in given.items() if flag not in free and saved.get(flag) != value]
     if changed:
@@ -577,6 +577,19 @@ def configuration(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """What `configuration` said of a run.
+
+    Raises:
+        InputError: If the directory is no run's.
+    """
+    path = directory / "config.json"
+    config = utils.read_json(path)
+    if not isinstance(config, dict) or not {"flags", "features", "corpus"} <= config.keys():
+        raise InputError(f"{path}: not of a run of GAN-FFN; name the directory of one")
+    return config
+
+
 def summarise(directory: Path, figures: Mapping[int, Mapping[str, Any]]) -> None:
     """Print and write mean, standard deviation (n - 1) and every seed's figures."""
     summary: dict[str, Any] = {"seeds": {str(seed): dict(each) for seed, each in figures.items()}}
@@ -596,7 +609,11 @@ def summarise(directory: Path, figures: Mapping[int, Mapping[str, Any]]) -> None
 def evaluate_run(args: argparse.Namespace) -> None:
     """Score a finished run again, on its own feature file or on another of the same shape."""
     directory = Path(args.evaluate)
-    config = utils.read_json(directory / "config.json")
+    config = read_config(directory)
+    if seeds := config["flags"]["seeds"]:
+        raise InputError(
+            f"{directory}: holds a run for each of several seeds; name one, such as {directory}/seed{seeds[0]}"
+        )
     flags = argparse.Namespace(**{**config["flags"], "device": args.device})
     if args.features or args.demo:
         flags.features, flags.demo = args.features, args.demo
@@ -630,7 +647,7 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     """
     check_fused(args, corpus)
     standardise = load_standardiser(directory)
-    network = build_network(args, utils.read_json(directory / "config.json")["corpus"]).to(args.device)
+    network = build_network(args, read_config(directory)["corpus"]).to(args.device)
     load_weights(network.fusion, fusion_weights(directory))
     dialogues = list(corpus.dialogues.values())
     fused = fuse(network.fusion, [standardise(d) for d in dialogues], args)
@@ -722,7 +739,7 @@ def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
     """The run directory, empty or that of the run to resume."""
     if args.resume:
         directory = Path(args.resume)
-        trained_on = utils.read_json(directory / "config.json")["features"]["sha256"]
+        trained_on = read_config(directory)["features"]["sha256"]
         if trained_on != corpus.sha256:
             raise InputError(
                 f"{corpus.name}: not the data that {directory} was trained on (SHA-256 {corpus.sha256[:12]}…, then "

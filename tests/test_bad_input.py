@@ -289,6 +289,13 @@ def test_refuses_to_evaluate_what_is_no_run_or_with_flags_of_its_own(refused):
     assert "leave out --lr" in refused("--evaluate", "none", "--lr", "0.1")
 
 
+def test_refuses_the_directory_of_another_program(refused, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("[]")
+    assert "not of a run" in refused("--evaluate", "other")
+    assert "not of a run" in refused("--resume", "other")
+
+
 OUTS = {"a file": "file", "below a file": "file/run", "deep below a file": "file/a/run", "too long a name": "x" * 300}
 
 

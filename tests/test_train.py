@@ -235,6 +235,8 @@ def test_several_seeds_are_summarised(finished, features, tmp_path, capsys):
     assert summary["mean"]["test"]["weighted_f1"] == pytest.approx(np.mean(each))
     assert summary["standard_deviation"]["test"]["weighted_f1"] == pytest.approx(np.std(each, ddof=1))
     assert same(weights(finished), weights(tmp_path / "b" / "seed0"))
+    assert train_IEMOCAP.main(["--evaluate", str(tmp_path / "b")]) == 2
+    assert "name one, such as" in capsys.readouterr().err
     before = (tmp_path / "b" / "seed1" / "report.json").read_bytes()
     assert train_IEMOCAP.main(["--resume", str(tmp_path / "b")]) == 0
     assert (tmp_path / "b" / "seed1" / "report.json").read_bytes() == before
