@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +51,7 @@ GAN_AVERAGING = 0.98  # of the generators in stage 1, a step
 AVERAGING = 0.98  # of all weights in stage 2, a step
 LABEL_SMOOTHING = 0.1
 CLIP_GRADIENT = 1.0  # norm
-HEADLINES = ("weighted_f1", "macro_f1", "accuracy", "loss")
+HEADLINES = ["weighted_f1", "macro_f1", "accuracy", "loss"]  # what a summary of seeds shows
 
 # Flags ---------------------------------------------------------------------------------------------------------------
 
@@ -591,19 +592,23 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def summarise(directory: Path, figures: Mapping[int, Mapping[str, Any]]) -> None:
-    """Print and write mean, standard deviation (n - 1) and every seed's figures."""
-    summary: dict[str, Any] = {"seeds": {str(seed): dict(each) for seed, each in figures.items()}}
-    for statistic, of in (("mean", np.mean), ("standard_deviation", lambda x: np.std(x, ddof=1))):
-        summary[statistic] = {
-            split: {f: float(of([each[split][f] for each in figures.values()])) for f in HEADLINES}
-            for split in ("test", "valid")
-        }
+    """Print and write mean, standard deviation (n - 1; none of a single seed) and every seed's figures."""
+    table = {
+        split: pd.DataFrame([each[split] for each in figures.values()])[HEADLINES].astype(float)
+        for split in ("test", "valid")
+    }
+    deviation = {split: frame.std() for split, frame in table.items()}
+    summary = {
+        "seeds": {str(seed): dict(each) for seed, each in figures.items()},
+        "mean": {split: frame.mean().to_dict() for split, frame in table.items()},
+        "standard_deviation": {s: {f: None if np.isnan(x) else x for f, x in d.items()} for s, d in deviation.items()},
+    }
     utils.write_json(directory / "summary.json", summary)
-    print(f"{len(figures)} seeds, test split, mean ± standard deviation:")
-    for figure in HEADLINES:
-        each = ", ".join(f"{figures[seed]['test'][figure]:.2f}" for seed in figures)
-        mean, deviation = (summary[s]["test"][figure] for s in ("mean", "standard_deviation"))
-        print(f"  {figure:<12} {mean:6.2f} ± {deviation:.2f}   ({each})")
+    print(f"{len(figures)} seed{'s' * (len(figures) > 1)}, test split, mean ± standard deviation:")
+    for name, column in table["test"].items():
+        each = ", ".join(f"{value:.2f}" for value in column)
+        spread = f"{column.std():.2f}" if len(column) > 1 else "–"
+        print(f"  {name:<12} {column.mean():6.2f} ± {spread}   ({each})")
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
@@ -783,7 +788,7 @@ def train(args: argparse.Namespace) -> int:
             if "interrupted" in figures:
                 break
             every[seed] = figures
-        if len(every) > 1:
+        if every:
             summarise(directory, every)
     if "interrupted" in figures:
         print(f"Interrupted. To go on: python {Path(__file__).name} --resume {directory}", file=sys.stderr)
