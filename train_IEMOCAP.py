@@ -40,7 +40,6 @@ from dataloader import (
     carve_validation,
     synthetic_corpus,
 )
-from feature_files import read, write_nine_tuple
 from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
 from utils import InterruptedRunError, Run, TrainingError
 
@@ -251,8 +250,7 @@ def run_seed(args: argparse.Namespace, corpus: Corpus, directory: Path) -> dict[
     corpus = carve_validation(corpus, args.valid, args.seed)
     standardise = Standardiser.fit(corpus.split("train"))
     data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
-    shape = shape_of(corpus)
-    network = build_network(args, shape).to(args.device)
+    network = build_network(args, shape_of(corpus)).to(args.device)
     run = Run(directory, tensorboard=args.tensorboard)
     utils.write_json(directory / "config.json", configuration(args, corpus))
     utils.save_tensors(run.checkpoints / "standardiser.safetensors", standardise.tensors())
@@ -659,7 +657,7 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     ends = np.cumsum([len(d) for d in dialogues])[:-1]
     parts = {m: np.split(x, ends) for m, x in fused.items()}
     features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}
-    write_nine_tuple(replace(corpus, dialogues=features), path)
+    feature_files.write_nine_tuple(replace(corpus, dialogues=features), path)
     print(f"Fused features of {len(dialogues)} dialogues written to {path}.")
 
 
@@ -700,7 +698,7 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
         corpus = synthetic_corpus()
         print("*** SYNTHETIC CORPUS: made-up dialogues of IEMOCAP's shape. Its scores say nothing about real ones. ***")
     elif args.features:
-        corpus = read(args.features, text_layers=args.text_layers, target=args.target)
+        corpus = feature_files.read(args.features, text_layers=args.text_layers, target=args.target)
     else:
         raise InputError(NO_DATA)
     return corpus.select_modalities(args.modalities) if args.modalities else corpus
