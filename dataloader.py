@@ -131,14 +131,14 @@ def carve_validation(corpus: Corpus, share: float, seed: int) -> Corpus:
 
     Args:
         corpus: The corpus to split.
-        share: Part of the training dialogues to set aside, 0 < share < 1.
+        share: Part of the training dialogues to set aside, 0 <= share < 1; 0 sets none aside.
         seed: Decides which.
 
     Raises:
         InputError: If fewer than one dialogue would be left on either side.
     """
-    if corpus.splits.get("valid"):
-        return corpus
+    if corpus.splits.get("valid") or not share:
+        return replace(corpus, splits={split: ids for split, ids in corpus.splits.items() if ids})
     train = list(corpus.splits["train"])
     wanted = round(share * len(train))
     if wanted < 1 or wanted >= len(train):
@@ -162,6 +162,41 @@ def carve_validation(corpus: Corpus, share: float, seed: int) -> Corpus:
             "valid": tuple(i for i in train if i in valid),
         },
     )
+
+
+def cross_validation(corpus: Corpus, folds: str | int, over: str = "all") -> dict[str, Corpus]:
+    """One corpus a fold, with the fold as its test split and the other dialogues as its training split.
+
+    Args:
+        corpus: The corpus to split.
+        folds: ``sessions``, a fold for each session that IEMOCAP's ids name, or how many folds to deal dialogues to;
+            the dealing is the same every time, so that seeds can be compared.
+        over: ``all`` dialogues that are in a split, or those of ``train`` alone.
+
+    Returns:
+        Name of the fold, such as ``Ses03`` or ``1of5``, to corpus.
+
+    Raises:
+        InputError: If the ids name fewer than two sessions, or there are fewer dialogues than folds.
+    """
+    ids = [i for split, names in corpus.splits.items() if over in ("all", split) for i in names]
+    if folds == "sessions":
+        sessions = sorted({session_of(i) for i in ids})
+        if len(sessions) < 2 or "" in sessions:
+            raise InputError(
+                f"{corpus.name}: --folds sessions: the dialogue ids do not name two sessions or more, as IEMOCAP's do "
+                "(Ses01F_impro01); give a number of folds, such as --folds 5"
+            )
+        members = {name: [i for i in ids if session_of(i) == name] for name in sessions}
+    elif len(ids) < int(folds):
+        raise InputError(f"{corpus.name}: --folds {folds}: there are only {len(ids)} dialogues; give fewer folds")
+    else:
+        dealt = np.array_split(np.random.default_rng(0).permutation(sorted(ids)), int(folds))
+        members = {f"{k}of{folds}": part.tolist() for k, part in enumerate(dealt, 1)}
+    return {
+        name: replace(corpus, splits={"train": tuple(i for i in ids if i not in set(held)), "test": tuple(held)})
+        for name, held in members.items()
+    }
 
 
 @dataclass

@@ -38,6 +38,7 @@ from dataloader import (
     Standardiser,
     batches,
     carve_validation,
+    cross_validation,
     synthetic_corpus,
 )
 from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
@@ -99,6 +100,11 @@ def seed_list(text: str) -> list[int]:
     return seeds
 
 
+def fold_choice(text: str) -> str | int:
+    """A flag's type: ``sessions`` or a number of folds."""
+    return text if text == "sessions" else number(int, 2)(text)
+
+
 def modality_list(text: str) -> list[str]:
     """A flag's type: modalities with commas between, each once."""
     names = [part.strip() for part in text.split(",")]
@@ -147,11 +153,27 @@ def build_parser() -> Parser:
     )
     data.add_argument(
         "--valid",
-        type=number(float, 0, 0.9, above=True),
+        type=number(float, 0, 0.9),
         metavar="SHARE",
-        default=0.1,
-        help="part of the training dialogues set aside to choose the epoch on; a file's own validation split is kept",
+        default=0.0,
+        help="part of the training dialogues set aside to choose the epoch on; 0 trains on all of them and takes the "
+        "last epoch; a file's own validation split is used whatever is said here",
     )
+    data.add_argument(
+        "--folds",
+        type=fold_choice,
+        metavar="K",
+        help="cross-validation over all dialogues of the file: sessions leaves each session out (IEMOCAP's ids name "
+        "them), a number deals the dialogues to that many folds",
+    )
+    data.add_argument(
+        "--folds-over",
+        choices=("all", "train"),
+        default="all",
+        help="train: cross-validation within the training split, to choose flags without a look at the test split",
+    )
+
+    data.set_defaults(fold=None)  # which of the folds a run is; set by --folds, kept in config.json
 
     fusion = parser.add_argument_group("stage 1: adversarial fusion")
     fusion.add_argument("--GAN-epochs", type=number(int, 0), metavar="N", default=15, help="epochs; 0 leaves it out")
@@ -188,6 +210,12 @@ def build_parser() -> Parser:
     run.add_argument("--seeds", type=seed_list, metavar="LIST", help="several runs, such as 0,1,2")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     run.add_argument("--no-cuda", action="store_true", help="the CPU, whatever there is")
+    run.add_argument(
+        "--report-best-test",
+        action="store_true",
+        help="score the test split at every epoch and show the best beside the report, as much of the field does; "
+        "the weights that are kept do not depend on it",
+    )
     run.add_argument("--tensorboard", action=on_off, default=True, help="write TensorBoard events")
 
     after = parser.add_argument_group("after training")
@@ -223,7 +251,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         own = {"evaluate", "features", "demo", "out", "export_fused", "device", "no_cuda"}
         if stray := [f"--{flag.replace('_', '-')}" for flag in given if flag not in own]:
             parser.error(f"--evaluate takes its flags from the run: leave out {', '.join(stray)}")
-    if args.export_fused and args.seeds:
+    if args.export_fused and (args.seeds or args.folds):
         parser.error("--export-fused writes the features of one run: use --seed, or --evaluate RUN/seed0 afterwards")
     if args.continue_train_GAN_step and not args.use_trained_GAN:
         parser.error("--continue-train-GAN-step needs --use-trained-GAN RUN")
@@ -361,9 +389,10 @@ def train_adversarial_fusion(
 def train_classifier(
     network: GANFFN, data: Mapping[str, Sequence[Dialogue]], run: Run, args: argparse.Namespace
 ) -> None:
-    """Stage 2: generators and graph classifier learn the emotions together; validation chooses the epoch.
+    """Stage 2: generators and graph classifier learn the emotions together.
 
-    What is validated, and kept, is an exponential moving average of the weights over the steps.
+    What is kept is an exponential moving average of the weights over the steps: that of the last epoch, where the
+    schedule has come to rest, or with a validation split that of the epoch which scores best there.
     """
     shuffle = torch.Generator().manual_seed(args.seed)
     loader = batches(data["train"], args.batch_size, shuffle)
@@ -396,23 +425,22 @@ def train_classifier(
             run.stop_here(where)
         finite_weights(network, where)
         train = utils.score(torch.cat(labels).numpy(), torch.cat(probabilities).numpy(), range(logits.shape[-1]))
-        valid = utils.score(*predict(average.module, data["valid"], args), range(logits.shape[-1]))
-        finite(torch.tensor(valid["loss"]), f"{where}, on validation")
-        best_so_far = max((row["valid_weighted_f1"] for row in run.history["classifier"]), default=-1.0)
-        if valid["weighted_f1"] > best_so_far:
+        row = {"epoch": epoch, "train_loss": float(np.mean(losses)), "train_weighted_f1": train["weighted_f1"]}
+        for split in ("valid", *(["test"] if args.report_best_test else [])):
+            if split in data:
+                scores = utils.score(*predict(average.module, data[split], args), range(logits.shape[-1]))
+                finite(torch.tensor(scores["loss"]), f"{where}, on {split}")
+                row |= {f"{split}_loss": scores["loss"], f"{split}_weighted_f1": scores["weighted_f1"]}
+        if best_epoch([*run.history["classifier"], row]) == epoch:
             utils.save_tensors(run.checkpoints / "best.safetensors", average.module.state_dict())
-        run.log(
-            "classifier",
-            {
-                "epoch": epoch,
-                "train_loss": float(np.mean(losses)),
-                "train_weighted_f1": train["weighted_f1"],
-                "valid_loss": valid["loss"],
-                "valid_weighted_f1": valid["weighted_f1"],
-                "seconds": time.perf_counter() - started,
-            },
-        )
+        run.log("classifier", {**row, "seconds": time.perf_counter() - started})
         run.save("classifier", epoch, parts)
+
+
+def best_epoch(history: Sequence[Mapping[str, float]], split: str = "valid") -> int:
+    """The first epoch of the best weighted F1 on a split; the last epoch where that was not scored."""
+    figure = f"{split}_weighted_f1"
+    return int(max(history, key=lambda row: row[figure])["epoch"] if figure in history[-1] else history[-1]["epoch"])
 
 
 @torch.no_grad()
@@ -507,17 +535,16 @@ def report(
     run.close()
     if not history["classifier"]:
         return {"interrupted": interrupted}
-    best_epoch = int(max(history["classifier"], key=lambda row: row["valid_weighted_f1"])["epoch"])
-    utils.plot_training_curves(history["classifier"], best_epoch, directory / "training_curves.png")
+    chosen = best_epoch(history["classifier"])
+    utils.plot_training_curves(history["classifier"], chosen, directory / "training_curves.png")
     load_weights(network, run.checkpoints / "best.safetensors")
-    heading = (
-        f"Interrupted after {interrupted}; this is the best epoch until then, {best_epoch}.\n" if interrupted else ""
-    )
+    heading = f"Interrupted after {interrupted}; this is epoch {chosen}.\n" if interrupted else ""
     scores = assess(network, data, corpus, args, directory, heading)
     seconds = {stage: run.seconds(stage) for stage in history}
     figures = {
         **scores,
-        "best_epoch": best_epoch,
+        **({"chosen_on_test": best_on_test(history["classifier"])} if args.report_best_test else {}),
+        "best_epoch": chosen,
         "parameters": sum(p.numel() for p in network.parameters()),
         "seconds": {**seconds, "total": sum(seconds.values()) + time.perf_counter() - started},
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -525,6 +552,18 @@ def report(
     }
     utils.write_json(directory / "report.json", figures)
     return figures
+
+
+def best_on_test(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Print and return the epoch and the weighted F1 that looking at the test split would have chosen."""
+    epoch = best_epoch(history, "test")
+    row = next(row for row in history if row["epoch"] == epoch)
+    best = {"epoch": epoch, "weighted_f1": row["test_weighted_f1"]}
+    print(
+        f"Chosen on test, as much of the field reports: F1-score {best['weighted_f1']:.2f}, epoch {epoch}. "
+        "The report above is the honest one."
+    )
+    return best
 
 
 def assess(
@@ -538,10 +577,13 @@ def assess(
     """Print the report on the test split and, where a directory is given, write it beside predictions and pictures.
 
     Returns:
-        The scores of ``test`` and ``valid``.
+        The scores of ``test`` and ``valid``, None of a validation split that there is not.
     """
     predictions = {split: predict(network, dialogues, args) for split, dialogues in data.items()}
-    scores = {split: utils.score(*predictions[split], corpus.label_names) for split in ("test", "valid")}
+    scores = {
+        split: utils.score(*predictions[split], corpus.label_names) if split in predictions else None
+        for split in ("test", "valid")
+    }
     text = heading + utils.report_text(*predictions["test"], corpus.label_names)
     print(text)
     if directory:
@@ -589,34 +631,49 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def summarise(directory: Path, figures: Mapping[int, Mapping[str, Any]]) -> None:
-    """Print and write mean, standard deviation (n - 1; none of a single seed) and every seed's figures."""
+def summarise(directory: Path, kind: str, figures: Mapping[Any, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Print, draw and write mean, standard deviation (n - 1; none of a single run), interval and every run's figures.
+
+    Args:
+        directory: Where ``summary.json`` and ``spread.png`` go.
+        kind: What the runs are: ``seed`` or ``fold``.
+        figures: Name of the run to what `run_seed` or, for the folds of a seed, this function returned.
+
+    Returns:
+        The means of ``test`` and ``valid``.
+    """
     table = {
-        split: pd.DataFrame([each[split] for each in figures.values()])[HEADLINES].astype(float)
+        split: pd.DataFrame([each[split] for each in figures.values()], columns=HEADLINES).astype(float)
         for split in ("test", "valid")
+        if all(each.get(split) for each in figures.values())
     }
-    deviation = {split: frame.std() for split, frame in table.items()}
-    summary = {
-        "seeds": {str(seed): dict(each) for seed, each in figures.items()},
-        "mean": {split: frame.mean().to_dict() for split, frame in table.items()},
-        "standard_deviation": {s: {f: None if np.isnan(x) else x for f, x in d.items()} for s, d in deviation.items()},
+    means = {split: frame.mean().to_dict() for split, frame in table.items()}
+    summary: dict[str, Any] = {f"{kind}s": {str(name): dict(each) for name, each in figures.items()}, "mean": means}
+    summary["standard_deviation"] = {
+        split: {name: utils.deviation(frame[name]) for name in frame} for split, frame in table.items()
+    }
+    summary["interval_95"] = {
+        split: {name: utils.interval(frame[name]) for name in frame} for split, frame in table.items()
     }
     utils.write_json(directory / "summary.json", summary)
-    print(f"{len(figures)} seed{'s' * (len(figures) > 1)}, test split, mean ± standard deviation:")
+    print(f"{len(figures)} {kind}{'s' * (len(figures) > 1)}, test split, mean ± standard deviation, 95 % interval:")
     for name, column in table["test"].items():
         each = ", ".join(f"{value:.2f}" for value in column)
-        spread = f"{column.std():.2f}" if len(column) > 1 else "–"
-        print(f"  {name:<12} {column.mean():6.2f} ± {spread}   ({each})")
+        spread, interval = utils.deviation(column), utils.interval(column)
+        known = f"{spread:.2f}, {interval[0]:.2f} to {interval[1]:.2f}" if interval else "–"
+        print(f"  {name:<12} {column.mean():6.2f} ± {known}   ({each})")
+    weighted_f1 = dict(zip(map(str, figures), table["test"]["weighted_f1"], strict=True))
+    utils.plot_spread(weighted_f1, kind, directory / "spread.png")
+    return means
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
     """Score a finished run again, on its own feature file or on another of the same shape."""
     directory = Path(args.evaluate)
     config = read_config(directory)
-    if seeds := config["flags"]["seeds"]:
-        raise InputError(
-            f"{directory}: holds a run for each of several seeds; name one, such as {directory}/seed{seeds[0]}"
-        )
+    if config["flags"].get("seeds") or config["flags"].get("folds"):
+        one = min(directory.glob("*/config.json"), default=directory / "seed0").parent
+        raise InputError(f"{directory}: holds a run for each of several seeds or folds; name one, such as {one}")
     flags = argparse.Namespace(**{**config["flags"], "device": args.device})
     if args.features or args.demo:
         flags.features, flags.demo = args.features, args.demo
@@ -701,6 +758,9 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
         corpus = feature_files.read(args.features, text_layers=args.text_layers, target=args.target)
     else:
         raise InputError(NO_DATA)
+    if args.fold:
+        folds, over, name = args.fold
+        corpus = cross_validation(corpus, folds, over)[name]
     return corpus.select_modalities(args.modalities) if args.modalities else corpus
 
 
@@ -729,7 +789,9 @@ def check_before_writing(args: argparse.Namespace, corpus: Corpus) -> None:
     Raises:
         InputError: If validation, the earlier run's stage 1 or the export cannot be had.
     """
-    carve_validation(corpus, args.valid, args.seed)
+    parts = cross_validation(corpus, args.folds, args.folds_over).values() if args.folds else [corpus]
+    for part in parts:
+        carve_validation(part, args.valid, args.seed)
     if args.use_trained_GAN and len(corpus.dims) > 1:
         load_weights(build_network(args, shape_of(corpus)).fusion, fusion_weights(Path(args.use_trained_GAN)))
     if args.export_fused:
@@ -769,25 +831,11 @@ def default_directory(args: argparse.Namespace) -> str:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train and report, once or for every seed. Returns the exit status."""
+    """Train and report, once or for every seed and fold. Returns the exit status."""
     corpus = load_corpus(args)
     check_before_writing(args, corpus)
     directory = prepare_directory(args, corpus)
-    if not args.seeds:
-        figures = train_or_read(args, corpus, directory)
-    else:
-        utils.write_json(directory / "config.json", configuration(args, corpus))
-        every = {}
-        for seed in args.seeds:
-            print(f"Seed {seed}")
-            figures = train_or_read(
-                argparse.Namespace(**{**vars(args), "seed": seed, "seeds": None}), corpus, directory / f"seed{seed}"
-            )
-            if "interrupted" in figures:
-                break
-            every[seed] = figures
-        if every:
-            summarise(directory, every)
+    figures = train_seeds(args, corpus, directory)
     if "interrupted" in figures:
         print(f"Interrupted. To go on: python {Path(__file__).name} --resume {directory}", file=sys.stderr)
         return 130
@@ -795,6 +843,37 @@ def train(args: argparse.Namespace) -> int:
         export_fused(directory, corpus, args, args.export_fused)
     print(f"Everything about this run is in {directory}.")
     return 0
+
+
+def train_seeds(args: argparse.Namespace, corpus: Corpus, directory: Path) -> dict[str, Any]:
+    """Every seed and, of each, every fold, with a summary over each; or the one run there is."""
+    if args.seeds:
+        kind = "seed"
+        runs = {
+            seed: (argparse.Namespace(**{**vars(args), "seed": seed, "seeds": None}), corpus) for seed in args.seeds
+        }
+    elif args.folds:
+        kind = "fold"
+        runs = {
+            name: (
+                argparse.Namespace(**{**vars(args), "folds": None, "fold": [args.folds, args.folds_over, name]}),
+                fold,
+            )
+            for name, fold in cross_validation(corpus, args.folds, args.folds_over).items()
+        }
+    else:
+        return train_or_read(args, corpus, directory)
+    directory.mkdir(exist_ok=True)
+    utils.write_json(directory / "config.json", configuration(args, corpus))
+    every: dict[Any, dict[str, Any]] = {}
+    for name, (flags, part) in runs.items():
+        print(f"{kind.capitalize()} {name}")
+        figures = train_seeds(flags, part, directory / f"{kind}{name}")
+        if "interrupted" in figures:
+            break
+        every[name] = figures
+    means = summarise(directory, kind, every) if every else {}
+    return figures if "interrupted" in figures else means
 
 
 def train_or_read(args: argparse.Namespace, corpus: Corpus, directory: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_recall_fscore_support
 from tensorboardX import SummaryWriter
@@ -73,6 +74,19 @@ def score(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[s
         "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
         "support": support.tolist(),
     }
+
+
+def deviation(values: pd.Series) -> float | None:
+    """Standard deviation (n - 1); None of a single value."""
+    return float(values.std()) if len(values) > 1 else None
+
+
+def interval(values: pd.Series) -> list[float] | None:
+    """The 95 % confidence interval of the mean, by Student's t; None of a single value."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    return [float(values.mean() - half), float(values.mean() + half)]
 
 
 def report_text(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str]) -> str:
@@ -327,7 +341,7 @@ def plot_adversarial_losses(history: Sequence[Mapping[str, float]], path: Path) 
 
 
 def plot_training_curves(history: Sequence[Mapping[str, float]], best_epoch: int, path: Path) -> None:
-    """Loss and weighted F1 of training and validation by epoch, the chosen epoch marked."""
+    """Loss and weighted F1 of training and, where it was scored, validation by epoch, the kept epoch marked."""
     curves = pd.DataFrame(history).set_index("epoch")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, figure_name, label in zip(axes, ("loss", "weighted_f1"), ("loss (nats)", "weighted F1 (%)"), strict=True):
@@ -335,7 +349,7 @@ def plot_training_curves(history: Sequence[Mapping[str, float]], best_epoch: int
             if f"{split}_{figure_name}" in curves:
                 smoothed = " (labels smoothed)" if (split, figure_name) == ("train", "loss") else ""
                 axis.plot(curves.index, curves[f"{split}_{figure_name}"], marker=".", label=split + smoothed)
-        axis.axvline(best_epoch, color="0.6", linestyle=":", label=f"chosen: epoch {best_epoch}")
+        axis.axvline(best_epoch, color="0.6", linestyle=":", label=f"kept: epoch {best_epoch}")
         axis.set(xlabel="epoch", ylabel=label)
         axis.legend()
     _save_figure(figure, path)
@@ -356,6 +370,26 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence
     axis.set_yticks(ticks, label_names)
     axis.set(xlabel="predicted", ylabel="true", title="Test utterances")
     figure.colorbar(image, label="share of the true class")
+    _save_figure(figure, path)
+
+
+def plot_spread(weighted_f1: Mapping[str, float], kind: str, path: Path) -> None:
+    """Weighted F1 of every run of one kind, with their mean and, of several, its 95 % interval.
+
+    Args:
+        weighted_f1: Name of the run to its weighted F1 in percent.
+        kind: ``seed`` or ``fold``.
+        path: Where the picture goes.
+    """
+    values = pd.Series(weighted_f1)
+    figure, axis = plt.subplots(figsize=(2.5 + 0.6 * max(5, len(values)), 4), layout="constrained")
+    axis.plot(values.index, values, "o", label=f"one {kind}")
+    axis.axhline(values.mean(), color="0.3", label=f"mean {values.mean():.2f}")
+    if span := interval(values):
+        axis.axhspan(*span, color="0.85", label=f"95 % interval of the mean, {span[0]:.2f} to {span[1]:.2f}")
+    axis.set(xlabel=kind, ylabel="weighted F1 on test (%)")
+    axis.margins(0.15, 0.3)
+    axis.legend()
     _save_figure(figure, path)
 
 

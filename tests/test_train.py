@@ -18,7 +18,7 @@ import train_IEMOCAP
 from dataloader import synthetic_corpus
 from feature_files import read, write_nine_tuple
 
-QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--device", "cpu"]
+QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--device", "cpu"]
 PICTURES = ["GAN_loss.png", "confusion_matrix.png", "training_curves.png", "fused_features.png"]
 
 
@@ -234,12 +234,56 @@ def test_several_seeds_are_summarised(finished, features, tmp_path, capsys):
     each = [summary["seeds"][seed]["test"]["weighted_f1"] for seed in ("0", "1")]
     assert summary["mean"]["test"]["weighted_f1"] == pytest.approx(np.mean(each))
     assert summary["standard_deviation"]["test"]["weighted_f1"] == pytest.approx(np.std(each, ddof=1))
+    low, high = summary["interval_95"]["test"]["weighted_f1"]
+    half = 12.706 * np.std(each, ddof=1) / np.sqrt(2)  # Student's t of one degree of freedom
+    assert [low, high] == pytest.approx([np.mean(each) - half, np.mean(each) + half], rel=1e-3)
+    assert (tmp_path / "b" / "spread.png").stat().st_size
     assert same(weights(finished), weights(tmp_path / "b" / "seed0"))
     assert train_IEMOCAP.main(["--evaluate", str(tmp_path / "b")]) == 2
     assert "name one, such as" in capsys.readouterr().err
     before = (tmp_path / "b" / "seed1" / "report.json").read_bytes()
     assert train_IEMOCAP.main(["--resume", str(tmp_path / "b")]) == 0
     assert (tmp_path / "b" / "seed1" / "report.json").read_bytes() == before
+
+
+def test_without_validation_every_training_dialogue_teaches_and_the_last_epoch_is_kept(features, tmp_path):
+    run = ["--features", str(features), "--GAN-epochs", "0", "--device", "cpu", "--out"]
+    assert train_IEMOCAP.main([*run, str(tmp_path / "a"), "--epochs", "3"]) == 0
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["valid"] is None
+    assert report["best_epoch"] == 3
+    splits = pd.read_csv(tmp_path / "a" / "predictions.csv").groupby("split")["dialogue"].nunique()
+    assert splits.to_dict() == {"train": 20, "test": 4}
+    assert train_IEMOCAP.main(["--evaluate", str(tmp_path / "a")]) == 0
+
+
+def test_best_test_epoch_is_shown_only_when_asked_for_and_changes_no_weight(finished, features, tmp_path, capsys):
+    assert "test_weighted_f1" not in pd.read_csv(finished / "history.csv")
+    run = ["--features", str(features), *QUICK, "--out", str(tmp_path / "a"), "--report-best-test"]
+    assert train_IEMOCAP.main(run) == 0
+    assert "Chosen on test, as much of the field reports" in capsys.readouterr().out
+    best = json.loads((tmp_path / "a" / "report.json").read_text())["chosen_on_test"]
+    assert best["weighted_f1"] == pd.read_csv(tmp_path / "a" / "history.csv")["test_weighted_f1"].max()
+    assert same(weights(finished), weights(tmp_path / "a"))
+
+
+def test_sessions_are_left_out_in_turn(features, tmp_path, capsys):
+    out = tmp_path / "a"
+    run = ["--features", str(features), *QUICK, "--out", str(out), "--seeds", "0,1", "--folds", "sessions"]
+    assert train_IEMOCAP.main([*run, "--folds-over", "train"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    for seed in ("0", "1"):
+        folds = json.loads((out / f"seed{seed}" / "summary.json").read_text())["folds"]
+        assert list(folds) == ["Ses01", "Ses02", "Ses03", "Ses04"]
+        mean = np.mean([fold["test"]["weighted_f1"] for fold in folds.values()])
+        assert summary["seeds"][seed]["test"]["weighted_f1"] == pytest.approx(mean)
+    fold = out / "seed0" / "foldSes02"
+    sessions = pd.read_csv(fold / "predictions.csv").assign(session=lambda rows: rows["dialogue"].str[:5])
+    assert set(sessions.loc[sessions["split"] == "test", "session"]) == {"Ses02"}
+    assert set(sessions.loc[sessions["split"] != "test", "session"]) == {"Ses01", "Ses03", "Ses04"}
+    capsys.readouterr()
+    assert train_IEMOCAP.main(["--evaluate", str(fold)]) == 0
+    assert capsys.readouterr().out.strip() == (fold / "report.txt").read_text().strip()
 
 
 def test_stage_1_is_taken_from_an_earlier_run_and_trained_further(finished, features, tmp_path):
