@@ -332,9 +332,7 @@ def synthetic_corpus(
     rng = np.random.default_rng(seed)
     dims = dict(dims or {"text": 100, "visual": 512, "acoustic": 100})
     shares = np.array(IEMOCAP_COUNTS) / sum(IEMOCAP_COUNTS)
-    basis = {m: np.linalg.qr(rng.normal(size=(d, 1 + max(VIEWS[m]))))[0].T for m, d in dims.items()}
-    scale = {m: rng.lognormal(0, 1, d) for m, d in dims.items()}
-    offset = {m: rng.normal(0, 5, d) for m, d in dims.items()}
+    basis, scale, offset = synthetic_views(dims, rng)
 
     def one(dialogue_id: str) -> Dialogue:
         n = int(np.clip(round(rng.normal(mean_length, mean_length / 3)), 8, 110))
@@ -365,6 +363,14 @@ def synthetic_corpus(
         IEMOCAP_LABELS,
         hashlib.sha256(recipe.encode()).hexdigest(),
     )
+
+
+def synthetic_views(dims: Mapping[str, int], rng: np.random.Generator) -> tuple[dict[str, np.ndarray], ...]:
+    """What `synthetic_corpus` draws first, by modality: a direction a view ``[V, d]``, scales and offsets ``[d]``."""
+    basis = {m: np.linalg.qr(rng.normal(size=(d, 1 + max(VIEWS[m]))))[0].T for m, d in dims.items()}
+    scale = {m: rng.lognormal(0, 1, d) for m, d in dims.items()}
+    offset = {m: rng.normal(0, 5, d) for m, d in dims.items()}
+    return basis, scale, offset
 
 
 def _synthetic_turns(n: int, shares: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,8 @@
     python benchmarks/gru_baseline.py --features IEMOCAP_features/IEMOCAP_features.pkl --seeds 0,1,2
     python benchmarks/gru_baseline.py --demo
 
-Splits, standardisation, batches, optimisation and scores are those of ``train_IEMOCAP.py``. For each seed the test
-split is scored twice, once training is over: with the weights of the epoch that validation chose, and with the last.
+Splits, folds, standardisation, batches, optimisation and scores are those of ``train_IEMOCAP.py``, and so is the epoch
+whose weights are scored on test: the last, or with ``--valid SHARE`` the one that validation chooses.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch_geometric import seed_everything
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from dataloader import Batch, Corpus, Dialogue, InputError, Standardiser, batches, carve_validation
+from dataloader import Batch, Corpus, Dialogue, InputError, Standardiser, batches, carve_validation, cross_validation
 from train_IEMOCAP import (
     CLIP_GRADIENT,
     LABEL_SMOOTHING,
@@ -34,6 +35,7 @@ from train_IEMOCAP import (
     Parser,
     choose_device,
     finite,
+    fold_choice,
     load_corpus,
     modality_list,
     number,
@@ -90,41 +92,44 @@ class GRUBaseline(nn.Module):
 
 @dataclass(frozen=True)
 class Result:
-    """What one seed came to: the chosen epoch, and weighted F1 on the test split at it and at the last."""
+    """What one seed came to: the epoch whose weights were kept, weighted F1 on test in percent, and seconds.
+
+    Over folds, F1 is their mean and seconds are their sum.
+    """
 
     seed: int
-    best_epoch: int
-    chosen: float
-    last: float
+    epochs: tuple[int, ...]
+    weighted_f1: float
+    seconds: float
 
 
-def run_seed(args: argparse.Namespace, corpus: Corpus, seed: int) -> Result:
-    """Train and score the baseline for one seed."""
-    seed_everything(seed)
-    corpus = carve_validation(corpus, args.valid, seed)
-    standardise = Standardiser.fit(corpus.split("train"))
-    data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
-    network = GRUBaseline(
-        sum(corpus.dims.values()), corpus.num_classes, corpus.num_speakers, args.hidden, args.layers, args.dropout
-    ).to(args.device)
-    best_epoch, best_weights = train(network, data, args, seed)
-    last = weighted_f1(network, data["test"], args)
-    network.load_state_dict(best_weights)
-    return Result(seed, best_epoch, weighted_f1(network, data["test"], args), last)
+def run_seed(args: argparse.Namespace, corpora: Sequence[Corpus], seed: int) -> Result:
+    """Train and score the baseline for one seed, on each fold or on the one corpus there is."""
+    started = time.perf_counter()
+    epochs, scores = [], []
+    for part in corpora:
+        seed_everything(seed)
+        corpus = carve_validation(part, args.valid, seed)
+        standardise = Standardiser.fit(corpus.split("train"))
+        data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+        network = GRUBaseline(
+            sum(corpus.dims.values()), corpus.num_classes, corpus.num_speakers, args.hidden, args.layers, args.dropout
+        ).to(args.device)
+        epochs.append(train(network, data, args, seed))
+        scores.append(weighted_f1(network, data["test"], args))
+    return Result(seed, tuple(epochs), float(np.mean(scores)), time.perf_counter() - started)
 
 
-def train(
-    network: GRUBaseline, data: Mapping[str, Sequence[Dialogue]], args: argparse.Namespace, seed: int
-) -> tuple[int, dict[str, Tensor]]:
-    """Train to the last epoch.
+def train(network: GRUBaseline, data: Mapping[str, Sequence[Dialogue]], args: argparse.Namespace, seed: int) -> int:
+    """Train to the last epoch, and go back to the best one on the validation split where there is one.
 
     Returns:
-        The first epoch of the best weighted F1 on the validation split, and the weights it had.
+        The epoch whose weights the network has.
     """
     loader = batches(data["train"], args.batch_size, torch.Generator().manual_seed(seed))
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=args.l2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * len(loader))
-    best, best_epoch, best_weights = -1.0, 0, {}
+    best, best_epoch, best_weights = -1.0, args.epochs, None
     for epoch in progress(f"seed {seed}", 0, args.epochs):
         network.train()
         for step, batch in enumerate(loader, 1):
@@ -137,10 +142,11 @@ def train(
             nn.utils.clip_grad_norm_(network.parameters(), CLIP_GRADIENT)
             optimizer.step()
             schedule.step()
-        valid = weighted_f1(network, data["valid"], args)
-        if valid > best:
+        if "valid" in data and (valid := weighted_f1(network, data["valid"], args)) > best:
             best, best_epoch, best_weights = valid, epoch, copy.deepcopy(network.state_dict())
-    return best_epoch, best_weights
+    if best_weights:
+        network.load_state_dict(best_weights)
+    return best_epoch
 
 
 def weighted_f1(network: GRUBaseline, dialogues: Sequence[Dialogue], args: argparse.Namespace) -> float:
@@ -151,13 +157,11 @@ def weighted_f1(network: GRUBaseline, dialogues: Sequence[Dialogue], args: argpa
 
 def table(results: Sequence[Result]) -> str:
     """A Markdown table: a row a seed, then mean ± standard deviation (n - 1)."""
-    lines = [
-        "| seed | chosen epoch | test weighted F1, chosen epoch | test weighted F1, last epoch |",
-        "|--:|--:|--:|--:|",
+    lines = ["| seed | epoch kept | test weighted F1 | seconds |", "|--:|--:|--:|--:|"]
+    lines += [
+        f"| {r.seed} | {', '.join(map(str, r.epochs))} | {r.weighted_f1:.2f} | {r.seconds:.0f} |" for r in results
     ]
-    lines += [f"| {r.seed} | {r.best_epoch} | {r.chosen:.2f} | {r.last:.2f} |" for r in results]
-    chosen, last = (mean_and_deviation([getattr(r, name) for r in results]) for name in ("chosen", "last"))
-    return "\n".join([*lines, f"| mean ± sd | | {chosen} | {last} |"])
+    return "\n".join([*lines, f"| mean ± sd | | {mean_and_deviation([r.weighted_f1 for r in results])} | |"])
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -173,8 +177,10 @@ def build_parser() -> Parser:
     data.add_argument("--features", metavar="FILE", help="the feature file")
     data.add_argument("--demo", action="store_true", help="the synthetic corpus instead of a file")
     parser.add_argument("--modalities", type=modality_list, metavar="LIST", help="which to use (default: all)")
-    share = number(float, 0, 0.9, above=True)
-    parser.add_argument("--valid", type=share, metavar="SHARE", default=0.1, help="of the training dialogues")
+    share = number(float, 0, 0.9)
+    parser.add_argument("--valid", type=share, metavar="SHARE", default=0.0, help="of the training dialogues")
+    parser.add_argument("--folds", type=fold_choice, metavar="K", help="sessions, or a number of folds")
+    parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
     parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2", help="one run each")
     parser.add_argument("--epochs", type=number(int, 1), metavar="N", default=40, help="epochs")
     parser.add_argument("--batch-size", type=number(int, 1), metavar="B", default=16, help="dialogues a step")
@@ -185,6 +191,7 @@ def build_parser() -> Parser:
     parser.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--no-cuda", action="store_true", help="the CPU, whatever there is")
+    parser.set_defaults(text_layers="mean", target="emotion", fold=None)
     return parser
 
 
@@ -194,15 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.device = choose_device(args)
         corpus = load_corpus(args)
+        folds = cross_validation(corpus, args.folds, args.folds_over) if args.folds else {"": corpus}
         results = []
         for seed in args.seeds:
-            result = run_seed(args, corpus, seed)
-            print(
-                f"Seed {seed}: test weighted F1 {result.chosen:.2f} at epoch {result.best_epoch}, chosen on "
-                f"validation; {result.last:.2f} at the last, {args.epochs}",
-                flush=True,
-            )
-            results.append(result)
+            results.append(run_seed(args, list(folds.values()), seed))
+            print(f"Seed {seed}: test weighted F1 {results[-1].weighted_f1:.2f}", flush=True)
     except (InputError, utils.TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

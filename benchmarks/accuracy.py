@@ -1,0 +1,183 @@
+"""What each part of GAN-FFN is worth: the same training with one part changed, over the same seeds.
+
+    python benchmarks/accuracy.py --features IEMOCAP_features/IEMOCAP_features.pkl
+    python benchmarks/accuracy.py --features FILE --folds sessions --rows full,no-stage-1,no-graph
+    python benchmarks/accuracy.py --demo --seeds 0,1,2
+
+Every row is a set of flags of ``train_IEMOCAP.py`` (the GRU baseline is ``gru_baseline.py``). A row's difference is to
+the full method over the same seeds, with the p-value of a two-sided paired t-test. The table is printed and written to
+``accuracy.csv`` and ``accuracy.md`` in ``--out``; a row that is there already is not trained again, and one that was
+interrupted goes on. On the demo, the best score that anything can reach is computed from the corpus's own recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import gru_baseline
+import synthetic_ceiling
+
+import utils
+from dataloader import InputError, synthetic_corpus
+from train_IEMOCAP import HelpFormatter, Parser, fold_choice, load_corpus, number, seed_list
+
+SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
+ROWS = {
+    "full": "",
+    "no-stage-1": "--GAN-epochs 0",
+    "no-stage-1-equal-budget": "--GAN-epochs 0 --epochs 55",
+    "no-graph": "--window-past 0 --window-future 0",
+    "validation": "--valid 0.1",
+    "attention": "--attention",
+    "class-weight": "--class-weight",
+    "lr-halved": "--lr 5e-4",
+    "lr-doubled": "--lr 2e-3",
+    "GAN-epochs-halved": "--GAN-epochs 8",
+    "GAN-epochs-doubled": "--GAN-epochs 30",
+}
+
+
+def rows_for(modalities: Sequence[str]) -> dict[str, str]:
+    """All rows for a corpus of these modalities: name to flags; ``gru`` is the baseline."""
+    rows = dict(ROWS)
+    for size in (1, 2):
+        for some in combinations(modalities, size):
+            if len(some) < len(modalities):
+                rows["+".join(some)] = f"--modalities {','.join(some)}"
+    return rows
+
+
+def run_row(name: str, flags: str, data: Sequence[str], args: argparse.Namespace) -> tuple[dict[int, float], float]:
+    """Train a row, or read it if it is there. Returns weighted F1 in percent by seed, and seconds a seed."""
+    directory = Path(args.out) / name
+    summary = directory / "summary.json"
+    protocol = [*data, "--seeds", ",".join(map(str, args.seeds))]
+    if args.folds:
+        protocol += ["--folds", str(args.folds), "--folds-over", args.folds_over]
+    if name == "gru":
+        if not summary.exists():
+            baseline = gru_baseline.build_parser().parse_args([*protocol, "--device", args.device])
+            corpus = load_corpus(baseline)
+            folds = gru_baseline.cross_validation(corpus, args.folds, args.folds_over) if args.folds else {"": corpus}
+            results = [gru_baseline.run_seed(baseline, list(folds.values()), seed) for seed in args.seeds]
+            directory.mkdir(parents=True, exist_ok=True)
+            utils.write_json(summary, {r.seed: asdict(r) for r in results})
+        each = utils.read_json(summary)
+        return {int(s): r["weighted_f1"] for s, r in each.items()}, float(
+            np.mean([r["seconds"] for r in each.values()])
+        )
+    begun = ["--resume", str(directory)] if (directory / "config.json").exists() else [*protocol, *flags.split()]
+    command = [sys.executable, str(SCRIPT), *begun, "--out", str(directory), "--device", args.device]
+    threads = max(1, torch.get_num_threads() // args.jobs)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+    )
+    if ended.returncode:
+        raise InputError(f"{name}: {ended.stderr.strip().splitlines()[-1]}")
+    each = utils.read_json(summary)["seeds"]
+    seconds = sum(utils.read_json(path)["seconds"]["total"] for path in directory.rglob("report.json"))
+    return {int(seed): row["test"]["weighted_f1"] for seed, row in each.items()}, seconds / len(each)
+
+
+def table(results: Mapping[str, tuple[Mapping[int, float], float]], flags: Mapping[str, str]) -> pd.DataFrame:
+    """One line a row: mean, standard deviation (n - 1), extremes, difference to full, its p-value, seconds a seed."""
+    full = results["full"][0]
+    lines = []
+    for name, (by_seed, seconds) in results.items():
+        values = np.array([by_seed[seed] for seed in full])
+        difference = values - np.array(list(full.values()))
+        several = name != "full" and len(values) > 1
+        lines.append(
+            {
+                "row": name,
+                "flags": flags.get(name, "benchmarks/gru_baseline.py"),
+                "seeds": len(values),
+                "weighted F1": round(values.mean(), 2),
+                "sd": round(values.std(ddof=1), 2) if len(values) > 1 else np.nan,
+                "lowest": round(values.min(), 2),
+                "highest": round(values.max(), 2),
+                "difference": round(difference.mean(), 2),
+                "p": float(f"{stats.ttest_1samp(difference, 0).pvalue:.2g}") if several else np.nan,
+                "seconds": round(seconds),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """The table in Markdown, what is not known as a dash."""
+    text = frame.astype(object).where(frame.notna(), "–").astype(str)
+    lines = [text.columns.tolist(), ["---"] * len(text.columns), *text.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def build_parser() -> Parser:
+    """All flags; those that ``train_IEMOCAP.py`` has too mean the same."""
+    parser = Parser(description="What each part of GAN-FFN is worth.", formatter_class=HelpFormatter)
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--features", metavar="FILE", help="the feature file")
+    data.add_argument("--demo", action="store_true", help="the synthetic corpus instead of a file")
+    parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2,3,4,5,6,7,8,9", help="one run each")
+    parser.add_argument("--folds", type=fold_choice, metavar="K", help="sessions, or a number of folds")
+    parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
+    parser.add_argument("--rows", metavar="LIST", help=f"among {', '.join(ROWS)}, gru, and modalities such as text")
+    parser.add_argument("--out", metavar="DIR", default="runs/accuracy", help="where runs and tables go")
+    parser.add_argument(
+        "--jobs", type=number(int, 1), default=1, metavar="N", help="rows at once; they share the cores"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.set_defaults(text_layers="mean", target="emotion", modalities=None, fold=None)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script. Returns the exit status: 0, 2 for bad input."""
+    args = build_parser().parse_args(argv)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            corpus = load_corpus(args)
+        flags = rows_for(list(corpus.dims))
+        names = list(dict.fromkeys(["full", *(args.rows.split(",") if args.rows else [*flags, "gru"])]))
+        if unknown := [name for name in names if name not in (*flags, "gru")]:
+            raise InputError(f"--rows {unknown[0]}: no such row; choose among {', '.join(flags)}, gru")
+        data = ["--demo"] if args.demo else ["--features", args.features]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            every = pool.map(lambda name: run_row(name, flags.get(name, ""), data, args), names)
+            results = {}
+            for name, result in zip(names, every, strict=True):
+                results[name] = result
+                print(f"{name}: {gru_baseline.mean_and_deviation(list(result[0].values()))}", flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    frame = table(results, flags)
+    utils.write_csv(Path(args.out) / "accuracy.csv", frame)
+    text = markdown(frame)
+    if args.demo and not args.folds:
+        ceiling = synthetic_ceiling.ceiling(synthetic_corpus())
+        text += f"\nBest possible: {ceiling['context']:.2f}; from single utterances {ceiling['utterance']:.2f}.\n"
+    with utils.replacing(Path(args.out) / "accuracy.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
