@@ -36,7 +36,7 @@ import synthetic_ceiling
 
 import utils
 from dataloader import InputError, synthetic_corpus
-from train_IEMOCAP import HelpFormatter, Parser, fold_choice, load_corpus, number, seed_list
+from train_IEMOCAP import HelpFormatter, Parser, choose_device, fold_choice, load_corpus, number, seed_list
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
 ROWS = {
@@ -74,6 +74,7 @@ def run_row(name: str, flags: str, data: Sequence[str], args: argparse.Namespace
     if name == "gru":
         if not summary.exists():
             baseline = gru_baseline.build_parser().parse_args([*protocol, "--device", args.device])
+            baseline.device = choose_device(baseline)
             corpus = load_corpus(baseline)
             folds = gru_baseline.cross_validation(corpus, args.folds, args.folds_over) if args.folds else {"": corpus}
             results = [gru_baseline.run_seed(baseline, list(folds.values()), seed) for seed in args.seeds]
@@ -83,11 +84,17 @@ def run_row(name: str, flags: str, data: Sequence[str], args: argparse.Namespace
         return {int(s): r["weighted_f1"] for s, r in each.items()}, float(
             np.mean([r["seconds"] for r in each.values()])
         )
-    begun = ["--resume", str(directory)] if (directory / "config.json").exists() else [*protocol, *flags.split()]
-    command = [sys.executable, str(SCRIPT), *begun, "--out", str(directory), "--device", args.device]
+    if (directory / "config.json").exists():
+        run = ["--resume", str(directory)]
+    else:
+        run = [*protocol, *flags.split(), "--out", str(directory), "--device", args.device]
     threads = max(1, torch.get_num_threads() // args.jobs)
     ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        [sys.executable, str(SCRIPT), *run],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
     if ended.returncode:
         raise InputError(f"{name}: {ended.stderr.strip().splitlines()[-1]}")
