@@ -174,11 +174,13 @@ class AdversarialFusion(nn.Module):
     regularised relativistic one of R3GAN (arXiv 2501.05441, equations 2 and 5), over real utterances only::
 
         D_k minimises  E softplus(D_k(f_m) - D_k(x_k)) + gamma/2 (E |grad D_k(x_k)|^2 + E |grad D_k(f_m)|^2)
-        G_m minimises  E softplus(D_k(x_k) - D_k(f_m)) + matching + reconstruction
+        G_m minimises  E softplus(D_k(x_k) - D_k(f_m)) + matching + reconstruction + task
 
-    The utterance is the same on both sides, so that the pairing of the modalities takes part. Two terms tie f_m to its
-    utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features, and a linear
-    reconstruction of x_m from f_m (as ARGF, arXiv 1911.07848).
+    The utterance is the same on both sides, so that the pairing of the modalities takes part. Three terms tie f_m to
+    its utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features; a linear
+    reconstruction of x_m from f_m; and the task, a linear classifier of the emotion on f_m alone (the last two as
+    ARGF, arXiv 1911.07848). The task makes every modality learn before the strongest of them can explain the labels
+    for all, which is what keeps jointly trained modalities weak (arXiv 1905.12681).
 
     Real features are brought to the fused width by a fixed random semi-orthogonal map, which keeps their geometry and
     which no player can move.
@@ -188,15 +190,26 @@ class AdversarialFusion(nn.Module):
         fused_channels: Width of the fused features.
         blocks: Depth of the generators.
         dropout: Of the generators.
+        num_classes: How many emotions the task knows; 0 leaves the task out.
     """
 
-    def __init__(self, dims: Mapping[str, int], fused_channels: int = 64, blocks: int = 2, dropout: float = 0.4):
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        fused_channels: int = 64,
+        blocks: int = 2,
+        dropout: float = 0.4,
+        num_classes: int = 0,
+    ):
         super().__init__()
         self.generators = nn.ModuleDict(
             {m: FusedFeatureGenerator(d, fused_channels, blocks, dropout) for m, d in dims.items()}
         )
         self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
         self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
+        self.heads = nn.ModuleDict(
+            {m: nn.Sequential(nn.Dropout(dropout), nn.Linear(fused_channels, num_classes)) for m in dims if num_classes}
+        )
         self.fused_channels = fused_channels
         for m, d in dims.items():
             self.register_buffer(f"bring_{m}", nn.init.orthogonal_(torch.empty(d, fused_channels)))
@@ -237,14 +250,17 @@ class AdversarialFusion(nn.Module):
             losses[k].append(F.softplus(on_fake - on_real).mean() + gamma / 2 * penalty)
         return {k: torch.stack(each).mean() for k, each in losses.items()}
 
-    def generator_losses(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Losses of each generator by name: ``adversarial``, ``matching``, ``reconstruction``.
+    def generator_losses(
+        self, batch: Batch, fused: Mapping[str, Tensor], label_smoothing: float = 0.0
+    ) -> dict[str, dict[str, Tensor]]:
+        """Losses of each generator by name: ``adversarial``, ``matching``, ``reconstruction``, ``task``.
 
         The first two are means over the discriminators that the generator plays against.
 
         Args:
-            batch: Where the real features are.
+            batch: Where the real features and the labels are.
             fused: What `forward` made of the same batch.
+            label_smoothing: Of the task's cross entropy.
         """
         real = self.real(batch)
         losses: dict[str, dict[str, Tensor]] = {}
@@ -260,6 +276,10 @@ class AdversarialFusion(nn.Module):
                 "matching": torch.stack(matching).mean(),
                 "reconstruction": F.smooth_l1_loss(self.decoders[m](f), batch.features[m][batch.mask]),
             }
+            if self.heads:
+                losses[m]["task"] = F.cross_entropy(
+                    self.heads[m](f), batch.labels[batch.mask], label_smoothing=label_smoothing
+                )
         return losses
 
 

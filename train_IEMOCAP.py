@@ -178,6 +178,13 @@ def build_parser() -> Parser:
     fusion = parser.add_argument_group("stage 1: adversarial fusion")
     fusion.add_argument("--GAN-epochs", type=number(int, 0), metavar="N", default=15, help="epochs; 0 leaves it out")
     fusion.add_argument("--GAN-lr", type=number(float, 0, above=True), metavar="LR", default=1e-3, help="of generators")
+    fusion.add_argument(
+        "--GAN-task",
+        type=number(float, 0),
+        metavar="W",
+        default=1.0,
+        help="weight of each generator's own emotion loss; at 0 stage 1 sees no label",
+    )
     fusion.add_argument("--use-trained-GAN", metavar="RUN", help="take stage 1 from that run")
     fusion.add_argument(
         "--continue-train-GAN-step",
@@ -227,7 +234,8 @@ def build_parser() -> Parser:
     after.add_argument(
         "--export-fused",
         metavar="FILE",
-        help="write the fused features of stage 1, which has seen no label, as a 9-tuple pickle for other networks",
+        help="write the fused features of stage 1 as a 9-tuple pickle for other networks; train with --GAN-task 0 to "
+        "have them depend on no label",
     )
     return parser
 
@@ -302,7 +310,7 @@ def shape_of(corpus: Corpus) -> dict[str, Any]:
 
 def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
     """The network for a corpus: its widths, classes and speakers come from the data."""
-    fusion = AdversarialFusion(shape["dims"], dropout=args.dropout)
+    fusion = AdversarialFusion(shape["dims"], dropout=args.dropout, num_classes=len(shape["label_names"]))
     classifier = GraphEmotionClassifier(
         fusion.fused_channels,
         len(shape["label_names"]),
@@ -318,7 +326,7 @@ def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
 def train_adversarial_fusion(
     fusion: AdversarialFusion, dialogues: Sequence[Dialogue], run: Run, args: argparse.Namespace
 ) -> None:
-    """Stage 1: every modality's fused features learn to pass for the other modalities. No label is looked at.
+    """Stage 1: every modality's fused features learn to pass for the other modalities, and to tell the emotion alone.
 
     At the end the generators are the exponential moving average of themselves over the steps (arXiv 1806.04498).
     """
@@ -331,7 +339,8 @@ def train_adversarial_fusion(
         epochs = args.continue_train_GAN_step
     shuffle = torch.Generator().manual_seed(args.seed)
     loader = batches(dialogues, args.batch_size, shuffle)
-    generating = nn.ModuleList([fusion.generators, fusion.decoders])
+    generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.heads])
+    weights = {"adversarial": 1.0, "matching": 1.0, "reconstruction": 1.0, "task": args.GAN_task}
     average = AveragedModel(fusion.generators, multi_avg_fn=get_ema_multi_avg_fn(GAN_AVERAGING))
     generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr, weight_decay=args.l2)
     discriminator_optimizer = torch.optim.AdamW(
@@ -361,9 +370,10 @@ def train_adversarial_fusion(
             discriminator_optimizer.step()
 
             # Generators: pass for the other modalities, and keep to the utterance.
-            generator_losses = fusion.generator_losses(batch, fused)
+            generator_losses = fusion.generator_losses(batch, fused, LABEL_SMOOTHING)
+            loss = sum(weights[name] * term for terms in generator_losses.values() for name, term in terms.items())
             generator_optimizer.zero_grad()
-            finite(sum(sum(terms.values()) for terms in generator_losses.values()), where).backward()
+            finite(loss, where).backward()
             nn.utils.clip_grad_norm_(generating.parameters(), CLIP_GRADIENT)
             generator_optimizer.step()
             average.update_parameters(fusion.generators)
@@ -373,7 +383,7 @@ def train_adversarial_fusion(
                 | {f"{k}_D_loss": loss.item() for k, loss in discriminator_losses.items()}
                 | {
                     f"{m}_{t}": terms[t].item()
-                    for t in ("matching", "reconstruction")
+                    for t in ("matching", "reconstruction", "task")
                     for m, terms in generator_losses.items()
                 }
             )
@@ -700,7 +710,8 @@ def evaluate_run(args: argparse.Namespace) -> None:
 def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path: str) -> None:
     """Write the fused features of every utterance in the places of the raw ones.
 
-    They are the features of stage 1, whose weights no label has touched, so those of a split depend on no label of it.
+    They are the features of stage 1: of test dialogues they depend on no label, of training dialogues they depend on
+    their labels unless stage 1 was trained with ``--GAN-task 0``, and the line that is printed says which.
 
     Raises:
         InputError: If the run had no stage 1.
@@ -715,7 +726,12 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     parts = {m: np.split(x, ends) for m, x in fused.items()}
     features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}
     feature_files.write_nine_tuple(replace(corpus, dialogues=features), path)
-    print(f"Fused features of {len(dialogues)} dialogues written to {path}.")
+    seen = (
+        "no label was used"
+        if not args.GAN_task
+        else "the labels of training dialogues were used; --GAN-task 0 uses none"
+    )
+    print(f"Fused features of {len(dialogues)} dialogues written to {path} ({seen}).")
 
 
 def check_fused(args: argparse.Namespace, corpus: Corpus) -> None:

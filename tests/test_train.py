@@ -178,12 +178,17 @@ def test_fused_features_load_as_the_field_loads_them(finished, corpus, tmp_path)
             assert tensor.isfinite().all()
 
 
-def test_fused_features_depend_on_no_label_at_all(finished, corpus, tmp_path):
-    rolled = {i: replace(d, labels=np.roll(d.labels, 1)) for i, d in corpus.dialogues.items()}
+@pytest.mark.parametrize(("flags", "rolled_split"), [([], "test"), (["--GAN-task", "0"], "train")])
+def test_fused_features_depend_on_no_label_they_should_not(flags, rolled_split, features, corpus, tmp_path, capsys):
+    rolled = {
+        i: replace(d, labels=np.roll(d.labels, 1)) if i in corpus.splits[rolled_split] else d
+        for i, d in corpus.dialogues.items()
+    }
     write_nine_tuple(replace(corpus, dialogues=rolled), tmp_path / "rolled.pkl")
-    out = ["--out", str(tmp_path / "b"), "--export-fused", str(tmp_path / "b.pkl")]
-    assert train_IEMOCAP.main(["--features", str(tmp_path / "rolled.pkl"), *out, *QUICK]) == 0
-    assert train_IEMOCAP.main(["--evaluate", str(finished), "--export-fused", str(tmp_path / "a.pkl")]) == 0
+    for name, path in (("a", features), ("b", tmp_path / "rolled.pkl")):
+        out = ["--out", str(tmp_path / name), "--export-fused", str(tmp_path / f"{name}.pkl")]
+        assert train_IEMOCAP.main(["--features", str(path), *out, *QUICK, *flags]) == 0
+    assert ("no label was used" in capsys.readouterr().out) == bool(flags)
     a, b = read(tmp_path / "a.pkl"), read(tmp_path / "b.pkl")
     for i in corpus.dialogues:
         for m in a.dims:
