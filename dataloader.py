@@ -31,7 +31,7 @@ class Dialogue:
 
     Attributes:
         id: The dialogue's name in its feature file.
-        features: Modality to float32 array ``[n, d_modality]``.
+        features: Modality to float32 array ``[n, d_modality]``; a row of NaN where the utterance lacks the modality.
         labels: Class of each utterance, int64 ``[n]``.
         speakers: Name of each utterance's speaker, n strings.
         sentences: Transcript of each utterance, n strings.
@@ -211,11 +211,25 @@ class Standardiser:
 
     @classmethod
     def fit(cls, dialogues: Iterable[Dialogue]) -> Standardiser:
-        """Learn mean and scale from every utterance of these dialogues: the training ones, and no others."""
+        """Learn mean and scale from every utterance of these dialogues that has the modality.
+
+        Args:
+            dialogues: The training ones, and no others.
+
+        Raises:
+            InputError: If none of them has a modality.
+        """
         dialogues = list(dialogues)
         fitted = cls()
         for modality in dialogues[0].features:
-            scaler = StandardScaler().fit(np.concatenate([d.features[modality] for d in dialogues]).astype(np.float64))
+            rows = np.concatenate([d.features[modality] for d in dialogues]).astype(np.float64)
+            if np.isnan(rows).all():
+                others = ",".join(m for m in dialogues[0].features if m != modality)
+                raise InputError(
+                    f"--missing mask: no training utterance has {modality} features, so nothing can be learnt of them; "
+                    f"leave them out with --modalities {others or 'LIST'}"
+                )
+            scaler = StandardScaler().fit(rows)  # passes NaN over
             fitted.mean[modality], fitted.scale[modality] = scaler.mean_, scaler.scale_
         return fitted
 
@@ -250,10 +264,11 @@ class Batch:
 
     Attributes:
         ids: The B dialogue ids.
-        features: Modality to float ``[B, T, d_modality]``, zero where padded.
+        features: Modality to float ``[B, T, d_modality]``, zero where padded or missing.
         mask: True on real utterances, bool ``[B, T]``.
         speakers: Speaker numbers within the dialogue, long ``[B, T]``, zero where padded.
         labels: Classes, long ``[B, T]``, `IGNORE_LABEL` where padded.
+        present: Modality to True on the real utterances that have it, bool ``[B, T]``; empty where all have all.
     """
 
     ids: tuple[str, ...]
@@ -261,6 +276,29 @@ class Batch:
     mask: torch.Tensor
     speakers: torch.Tensor
     labels: torch.Tensor
+    present: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def has(self, modality: str) -> torch.Tensor:
+        """True on the real utterances that have a modality, bool ``[B, T]``."""
+        return self.present.get(modality, self.mask)
+
+    def hide(self, shares: Mapping[str, float] | None) -> Batch:
+        """This batch with modalities of random utterances missing, drawn by torch's global generator of the CPU.
+
+        An utterance that would lose all it has keeps one, drawn as well.
+
+        Args:
+            shares: Modality to the probability that an utterance loses it; those left out lose nothing.
+        """
+        if not shares:
+            return self
+        there = torch.stack([self.has(m) for m in self.features])  # [M, B, T]
+        draws = torch.rand(there.shape).masked_fill(~there, -1)
+        kept = there & (draws >= torch.tensor([shares.get(m, 0.0) for m in self.features]).view(-1, 1, 1))
+        kept |= there & ~kept.any(0) & (draws == draws.amax(0))
+        present = dict(zip(self.features, kept, strict=True))
+        features = {m: x.masked_fill(~present[m].unsqueeze(-1), 0) for m, x in self.features.items()}
+        return replace(self, features=features, present=present)
 
     def to(self, device: torch.device | str) -> Batch:
         """This batch on a device."""
@@ -270,21 +308,27 @@ class Batch:
             self.mask.to(device),
             self.speakers.to(device),
             self.labels.to(device),
+            {m: x.to(device) for m, x in self.present.items()},
         )
 
 
 def collate(dialogues: Sequence[Dialogue]) -> Batch:
-    """Pad dialogues of any lengths into one `Batch`."""
+    """Pad dialogues of any lengths into one `Batch`; rows of NaN are missing."""
 
     def pad(arrays: Iterable[np.ndarray], value: float = 0) -> torch.Tensor:
         return pad_sequence([torch.from_numpy(a) for a in arrays], batch_first=True, padding_value=value)
 
+    features = {m: pad(d.features[m] for d in dialogues) for m in dialogues[0].features}
+    mask = pad(np.ones(len(d), dtype=bool) for d in dialogues)
+    missing = {m: x.isnan().any(-1) for m, x in features.items()}
+    some = any(lost.any() for lost in missing.values())
     return Batch(
         ids=tuple(d.id for d in dialogues),
-        features={m: pad(d.features[m] for d in dialogues) for m in dialogues[0].features},
-        mask=pad(np.ones(len(d), dtype=bool) for d in dialogues),
+        features={m: x.masked_fill(missing[m].unsqueeze(-1), 0) for m, x in features.items()} if some else features,
+        mask=mask,
         speakers=pad(d.speaker_index for d in dialogues),
         labels=pad((d.labels for d in dialogues), IGNORE_LABEL),
+        present={m: mask & ~lost for m, lost in missing.items()} if some else {},
     )
 
 

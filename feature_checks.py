@@ -232,7 +232,7 @@ class Checks:
         if table.get(i) is None or (masked and width_of(table[i]) == 0):
             if masked:
                 return np.full((n, width), np.nan, np.float32)
-            raise self.error(modality, "no features", "give it this modality or remove the dialogue", i)
+            raise self.error(modality, "no features", "give it this modality, or add --missing mask", i)
         try:
             array = _matrix(table[i], self.room, width if masked else None)
         except ValueError as error:
@@ -248,19 +248,19 @@ class Checks:
     def finite(self, dialogues: Mapping[str, Dialogue]) -> None:
         """No value is NaN or infinite, but for whole rows of NaN where modalities may be missing."""
         for modality in next(iter(dialogues.values())).features:
-            bad = {}
+            bad, damaged = {}, False
             for i, dialogue in dialogues.items():
                 wrong = ~np.isfinite(dialogue.features[modality])
-                if self.missing == "mask":
-                    wrong &= ~np.isnan(dialogue.features[modality]).all(1, keepdims=True)
-                if count := np.count_nonzero(wrong):
+                inside = wrong & ~np.isnan(dialogue.features[modality]).all(1, keepdims=True)
+                damaged |= bool(inside.any())
+                if count := np.count_nonzero(inside if self.missing == "mask" else wrong):
                     bad[i] = count
             if bad:
                 i, count = next(iter(bad.items()))
                 problem = (
                     f"{count} values are NaN or infinite ({sum(bad.values())} in {len(bad)} dialogues of the file)"
                 )
-                cure = "repair them or remove the dialogue"
+                cure = "repair them or remove the dialogue" if damaged else "repair them or add --missing mask"
                 self.fault(modality, problem, cure, i)
 
     def label_names(self, labels: Mapping[str, np.ndarray], features: Mapping[str, Any]) -> tuple[str, ...]:

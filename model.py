@@ -1,7 +1,8 @@
 """GAN-FFN's networks and their losses: generators against discriminators, then a graph over the dialogue.
 
 Shapes use B dialogues, T utterances in the longest of them, N real utterances in all, and d features.
-``mask [B, T]`` is True on real utterances; no encoder, loss or statistic sees the others.
+``mask [B, T]`` is True on real utterances; no encoder, loss or statistic sees the others. A generator's mask is True on
+the real utterances that have its modality: the others take no part in it, nor in the losses that compare it.
 ``speakers [B, T]`` numbers the speakers of a dialogue from 0.
 """
 
@@ -220,11 +221,14 @@ class AdversarialFusion(nn.Module):
         return list(permutations(self.generators, 2))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Fused features of each modality, ``[B, T, fused_channels]``."""
-        return {m: g(batch.features[m], batch.mask, batch.speakers) for m, g in self.generators.items()}
+        """Fused features of each modality, ``[B, T, fused_channels]``; they mean nothing where it is missing."""
+        return {m: g(batch.features[m], batch.has(m), batch.speakers) for m, g in self.generators.items()}
 
     def real(self, batch: Batch) -> dict[str, Tensor]:
-        """Real features of each modality, brought to the fused width and normalised like the fused, ``[N, d]``."""
+        """Real features of each modality, brought to the fused width and normalised like the fused, ``[N, d]``.
+
+        Of a missing modality they mean nothing; `having` leaves them out.
+        """
         return {
             m: F.layer_norm(batch.features[m][batch.mask] @ self.get_buffer(f"bring_{m}"), (self.fused_channels,))
             for m in self.generators
@@ -238,16 +242,17 @@ class AdversarialFusion(nn.Module):
             fused: What `forward` made of the same batch.
             gamma: Weight of the gradient penalties R1 and R2.
         """
-        real = {m: x.requires_grad_() for m, x in self.real(batch).items()}
-        fake = {m: f[batch.mask].detach().requires_grad_() for m, f in fused.items()}
+        real = self.real(batch)
         losses: dict[str, list[Tensor]] = {k: [] for k in self.generators}
         for m, k in self.pairs:
-            on_real, on_fake = self.discriminators[k](real[k]), self.discriminators[k](fake[m])
+            x = having(real[k], batch, m, k).detach().requires_grad_()
+            f = having(fused[m][batch.mask], batch, m, k).detach().requires_grad_()
+            on_real, on_fake = self.discriminators[k](x), self.discriminators[k](f)
             penalty = sum(
-                torch.autograd.grad(logits.sum(), x, create_graph=True)[0].square().sum(-1).mean()
-                for logits, x in ((on_real, real[k]), (on_fake, fake[m]))
+                mean(torch.autograd.grad(logits.sum(), at, create_graph=True)[0].square().sum(-1))
+                for logits, at in ((on_real, x), (on_fake, f))
             )
-            losses[k].append(F.softplus(on_fake - on_real).mean() + gamma / 2 * penalty)
+            losses[k].append(mean(F.softplus(on_fake - on_real)) + gamma / 2 * penalty)
         return {k: torch.stack(each).mean() for k, each in losses.items()}
 
     def generator_losses(
@@ -266,21 +271,36 @@ class AdversarialFusion(nn.Module):
         losses: dict[str, dict[str, Tensor]] = {}
         for m in self.generators:
             f = fused[m][batch.mask]
-            others = [k for k in self.generators if k != m]
+            # A pair at the utterances that have both of its modalities: what the generator made, and what is there.
+            pairs = [(k, having(f, batch, m, k), having(real[k], batch, m, k)) for k in self.generators if k != m]
             adversarial = [
-                F.softplus(self.discriminators[k](real[k]).detach() - self.discriminators[k](f)).mean() for k in others
+                mean(F.softplus(self.discriminators[k](x).detach() - self.discriminators[k](own)))
+                for k, own, x in pairs
             ]
-            matching = [1 - F.cosine_similarity(f, real[k], dim=-1).mean() for k in others]
+            matching = [1 - mean(F.cosine_similarity(own, x, dim=-1)) for _, own, x in pairs]
+            rebuilt, given = (having(x, batch, m) for x in (self.decoders[m](f), batch.features[m][batch.mask]))
             losses[m] = {
                 "adversarial": torch.stack(adversarial).mean(),
                 "matching": torch.stack(matching).mean(),
-                "reconstruction": F.smooth_l1_loss(self.decoders[m](f), batch.features[m][batch.mask]),
+                "reconstruction": mean(F.smooth_l1_loss(rebuilt, given, reduction="none")),
             }
             if self.heads:
                 losses[m]["task"] = F.cross_entropy(
                     self.heads[m](f), batch.labels[batch.mask], label_smoothing=label_smoothing
                 )
         return losses
+
+
+def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
+    """Those of the real utterances ``x [N, …]`` that have all these modalities."""
+    if not batch.present:
+        return x
+    return x[torch.stack([batch.has(m)[batch.mask] for m in modalities]).all(0)]
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of all elements, 0 of none."""
+    return x.mean() if x.numel() else x.sum()
 
 
 def dialogue_edges(
@@ -401,6 +421,10 @@ class GraphEmotionClassifier(nn.Module):
 class GANFFN(nn.Module):
     """The whole network: adversarially fused features, summed over modalities, into the graph classifier.
 
+    A missing modality takes no part in the sum, which is then scaled up to as many modalities as there are, so that
+    the classifier sees it at the size it knows. An utterance that lacks all of them is a node of zeros: what it is
+    given comes from its neighbours in the graph.
+
     Shapes:
         result: logits ``[B, T, num_classes]``, 0 where padded.
     """
@@ -412,5 +436,8 @@ class GANFFN(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits; see the class."""
-        fused = sum(self.fusion(batch).values())
-        return self.classifier(fused, batch.mask, batch.speakers)
+        fused = self.fusion(batch)
+        has = {m: batch.has(m).unsqueeze(-1) for m in fused}
+        total = sum(f.masked_fill(~has[m], 0) for m, f in fused.items())
+        scale = len(fused) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing
+        return self.classifier(total * scale, batch.mask, batch.speakers)

@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -116,6 +116,25 @@ def modality_list(text: str) -> list[str]:
     return names
 
 
+def modality_shares(text: str) -> dict[str, float]:
+    """A flag's type: modalities, each once and with a probability after a colon, with commas between."""
+    pairs = [part.strip().partition(":") for part in text.split(",")]
+    modality_list(",".join(name for name, _, _ in pairs))
+    return {name: number(float, 0, 0.99)(share) for name, _, share in pairs}
+
+
+class Merge(argparse.Action):
+    """A flag that may be given several times, each time with more of a dictionary."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Add what was given to what there is."""
+        before = getattr(namespace, self.dest)
+        before = before if isinstance(before, dict) else {}
+        if twice := before.keys() & values.keys():
+            raise argparse.ArgumentError(self, f"names {min(twice)} twice")
+        setattr(namespace, self.dest, {**before, **values})
+
+
 def build_parser() -> Parser:
     """All flags, grouped as the method is. Those of the reference keep their names."""
     parser = Parser(
@@ -150,6 +169,12 @@ def build_parser() -> Parser:
         type=modality_list,
         metavar="LIST",
         help="which to use, such as text,acoustic (default: all that the file has)",
+    )
+    data.add_argument(
+        "--missing",
+        choices=("refuse", "mask"),
+        default="refuse",
+        help="utterances that lack a modality (a row of NaN, or none): refuse the file, or mask the modality there",
     )
     data.add_argument(
         "--valid",
@@ -205,6 +230,13 @@ def build_parser() -> Parser:
 
     both = parser.add_argument_group("both stages")
     both.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
+    both.add_argument(
+        "--drop-modality",
+        type=modality_shares,
+        action=Merge,
+        metavar="LIST",
+        help="hide modalities from training utterances with a probability, such as visual:0.3,acoustic:0.2",
+    )
     both.add_argument("--batch-size", type=number(int, 1), metavar="B", default=16, help="dialogues a step")
 
     run = parser.add_argument_group("run")
@@ -256,7 +288,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.features and args.demo:
         parser.error("--features and --demo exclude each other; give one")
     if args.evaluate:
-        own = {"evaluate", "features", "demo", "out", "export_fused", "device", "no_cuda"}
+        own = {"evaluate", "features", "demo", "missing", "out", "export_fused", "device", "no_cuda"}
         if stray := [f"--{flag.replace('_', '-')}" for flag in given if flag not in own]:
             parser.error(f"--evaluate takes its flags from the run: leave out {', '.join(stray)}")
     if args.export_fused and (args.seeds or args.folds):
@@ -359,7 +391,7 @@ def train_adversarial_fusion(
         fusion.train()
         losses = []
         for step, batch in enumerate(loader, 1):
-            batch = batch.to(args.device)
+            batch = batch.hide(args.drop_modality).to(args.device)
             where = f"stage 1, epoch {epoch}, step {step}"
             fused = fusion(batch)
 
@@ -417,7 +449,7 @@ def train_classifier(
         network.train()
         losses, labels, probabilities = [], [], []
         for step, batch in enumerate(loader, 1):
-            batch = batch.to(args.device)
+            batch = batch.hide(args.drop_modality).to(args.device)
             where = f"stage 2, epoch {epoch}, step {step}"
             logits = network(batch)
             loss = F.cross_entropy(
@@ -467,12 +499,16 @@ def predict(network: GANFFN, dialogues: Sequence[Dialogue], args: argparse.Names
 
 @torch.no_grad()
 def fuse(fusion: AdversarialFusion, dialogues: Sequence[Dialogue], args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Fused features of each modality, ``[N, d]``, over the real utterances in the order of the dialogues."""
+    """Fused features of each modality, ``[N, d]``, over the real utterances in the order of the dialogues.
+
+    Rows are NaN where the modality is missing.
+    """
     fusion.eval()
     fused: dict[str, list[Tensor]] = {m: [] for m in fusion.generators}
     for batch in batches(dialogues, args.batch_size):
         batch = batch.to(args.device)
         for modality, features in fusion(batch).items():
+            features = features.masked_fill(~batch.has(modality).unsqueeze(-1), torch.nan)
             fused[modality].append(features[batch.mask].cpu())
     return {m: torch.cat(parts).numpy() for m, parts in fused.items()}
 
@@ -684,7 +720,9 @@ def evaluate_run(args: argparse.Namespace) -> None:
     if config["flags"].get("seeds") or config["flags"].get("folds"):
         one = min(directory.glob("*/config.json"), default=directory / "seed0").parent
         raise InputError(f"{directory}: holds a run for each of several seeds or folds; name one, such as {one}")
-    flags = argparse.Namespace(**{**config["flags"], "device": args.device})
+    flags = argparse.Namespace(**{**vars(parse_args([])), **config["flags"], "device": args.device})
+    if args.missing == "mask":
+        flags.missing = args.missing
     if args.features or args.demo:
         flags.features, flags.demo = args.features, args.demo
     corpus = load_corpus(flags)
@@ -694,6 +732,8 @@ def evaluate_run(args: argparse.Namespace) -> None:
             f"{corpus.name}: features {corpus.dims} and {corpus.num_classes} classes, but the run {directory} was "
             f"trained on {shape['dims']} and {len(shape['label_names'])}; give a file of the same shape"
         )
+    if args.export_fused:
+        check_export(flags, corpus, args.export_fused)
     standardise = load_standardiser(directory)
     network = build_network(flags, shape).to(args.device)
     load_weights(network, directory / "checkpoints" / "best.safetensors")
@@ -714,9 +754,9 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     their labels unless stage 1 was trained with ``--GAN-task 0``, and the line that is printed says which.
 
     Raises:
-        InputError: If the run had no stage 1.
+        InputError: If the run had no stage 1, or the file cannot be written.
     """
-    check_fused(args, corpus)
+    check_export(args, corpus, path)
     standardise = load_standardiser(directory)
     network = build_network(args, read_config(directory)["corpus"]).to(args.device)
     load_weights(network.fusion, fusion_weights(directory))
@@ -734,14 +774,16 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     print(f"Fused features of {len(dialogues)} dialogues written to {path} ({seen}).")
 
 
-def check_fused(args: argparse.Namespace, corpus: Corpus) -> None:
-    """Refuse to export fused features where there are none.
+def check_export(args: argparse.Namespace, corpus: Corpus, path: str) -> None:
+    """Refuse to export fused features where there are none, or to where nothing can be.
 
     Raises:
-        InputError: If a run with these flags has no stage 1.
+        InputError: If a run with these flags has no stage 1, or the file's folder is not there.
     """
     if len(corpus.dims) < 2 or not (args.GAN_epochs or args.use_trained_GAN):
         raise InputError("--export-fused: stage 1 was left out, so no features are fused; use two modalities or more")
+    if not Path(path).resolve().parent.is_dir():
+        raise InputError(f"--export-fused {path}: cannot be written; there is no such folder, make it")
 
 
 def fusion_weights(directory: Path) -> Path:
@@ -771,7 +813,9 @@ def load_corpus(args: argparse.Namespace) -> Corpus:
         corpus = synthetic_corpus()
         print("*** SYNTHETIC CORPUS: made-up dialogues of IEMOCAP's shape. Its scores say nothing about real ones. ***")
     elif args.features:
-        corpus = feature_files.read(args.features, text_layers=args.text_layers, target=args.target)
+        corpus = feature_files.read(
+            args.features, text_layers=args.text_layers, target=args.target, missing=args.missing
+        )
     else:
         raise InputError(NO_DATA)
     if args.fold:
@@ -803,17 +847,20 @@ def check_before_writing(args: argparse.Namespace, corpus: Corpus) -> None:
     """Find what would stop the run later, while the run directory, and one to be replaced, are untouched.
 
     Raises:
-        InputError: If validation, the earlier run's stage 1 or the export cannot be had.
+        InputError: If validation, a modality, the earlier run's stage 1 or the export cannot be had.
     """
     parts = cross_validation(corpus, args.folds, args.folds_over).values() if args.folds else [corpus]
     for part in parts:
-        carve_validation(part, args.valid, args.seed)
+        carved = carve_validation(part, args.valid, args.seed)
+        if args.missing == "mask":
+            Standardiser.fit(carved.split("train"))
+    for name in args.drop_modality or ():
+        if name not in corpus.dims:
+            raise InputError(f"{corpus.name}: --drop-modality: no {name} features; there are {', '.join(corpus.dims)}")
     if args.use_trained_GAN and len(corpus.dims) > 1:
         load_weights(build_network(args, shape_of(corpus)).fusion, fusion_weights(Path(args.use_trained_GAN)))
     if args.export_fused:
-        check_fused(args, corpus)
-        if not Path(args.export_fused).resolve().parent.is_dir():
-            raise InputError(f"--export-fused {args.export_fused}: cannot be written; there is no such folder, make it")
+        check_export(args, corpus, args.export_fused)
 
 
 def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
@@ -915,7 +962,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return train(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)  # in which a file's name may have a line break
+        print(f"error: {message if message == NO_DATA else ' '.join(message.split())}", file=sys.stderr)
         return 2
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)

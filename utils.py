@@ -399,7 +399,7 @@ def plot_fused_features(
     """A 2-D map (t-SNE) of fused features, coloured by emotion and by modality.
 
     Args:
-        fused: Modality to fused features ``[N, d]``.
+        fused: Modality to fused features ``[N, d]``; rows of NaN are not drawn.
         labels: Classes ``[N]``.
         label_names: Names of the classes.
         path: Where the picture goes.
@@ -407,11 +407,13 @@ def plot_fused_features(
     """
     chosen = np.linspace(0, len(labels) - 1, min(most, len(labels))).astype(int)
     points = np.concatenate([f[chosen] for f in fused.values()])
+    there = ~np.isnan(points).any(1)
+    points = points[there]
     if len(points) > 3:
         perplexity = min(30, (len(points) - 1) / 3)
         points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
-    emotion = np.tile(labels[chosen], len(fused))
-    modality = np.repeat(np.arange(len(fused)), len(chosen))
+    emotion = np.tile(labels[chosen], len(fused))[there]
+    modality = np.repeat(np.arange(len(fused)), len(chosen))[there]
     figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
     for axis, groups, names, title in (
         (axes[0], emotion, label_names, "by emotion"),
