@@ -120,6 +120,8 @@ def modality_shares(text: str) -> dict[str, float]:
     """A flag's type: modalities, each once and with a probability after a colon, with commas between."""
     pairs = [part.strip().partition(":") for part in text.split(",")]
     modality_list(",".join(name for name, _, _ in pairs))
+    if not all(colon for _, colon, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a probability after each modality, such as visual:0.3")
     return {name: number(float, 0, 0.99)(share) for name, _, share in pairs}
 
 

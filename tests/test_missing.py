@@ -1,0 +1,320 @@
+"""Modalities that utterances lack, in the file or by --drop-modality: seen by nothing, and trained on all the same."""
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_IEMOCAP
+from dataloader import InputError, Standardiser, collate, synthetic_corpus
+from feature_files import read, write_nine_tuple
+from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
+
+DIMS = {"text": 8, "visual": 6, "acoustic": 5}
+QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--device", "cpu", "--no-tensorboard"]
+SCRIPTS = Path(__file__).parent.parent
+
+
+def with_holes(corpus):
+    """Utterances that lack one modality, two, or all; a dialogue without any visual features."""
+    dialogues = {}
+    for k, (i, dialogue) in enumerate(corpus.dialogues.items()):
+        features = {m: x.copy() for m, x in dialogue.features.items()}
+        features["text"][1::3] = np.nan
+        features["acoustic"][1::2] = np.nan
+        features["visual"][0 if k % 4 == 0 else 1 :: 4] = np.nan
+        if k % 5 == 0:
+            features["visual"][:] = np.nan
+        dialogues[i] = replace(dialogue, features=features)
+    return replace(corpus, dialogues=dialogues)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return synthetic_corpus(train=12, test=4, mean_length=10, dims=DIMS)
+
+
+@pytest.fixture(scope="module")
+def files(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    write_nine_tuple(corpus, folder / "whole.pkl")
+    write_nine_tuple(with_holes(corpus), folder / "holes.pkl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    flags = ["--features", str(files / "holes.pkl"), "--missing", "mask", "--out", str(directory)]
+    assert train_IEMOCAP.main([*flags, *QUICK]) == 0
+    return directory
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return GANFFN(AdversarialFusion(DIMS, fused_channels=16), GraphEmotionClassifier(16, 6, 2)).eval()
+
+
+@pytest.fixture
+def batch(corpus):
+    holes = with_holes(corpus)
+    standardise = Standardiser.fit(holes.split("train"))
+    return collate([standardise(d) for d in holes.split("train")])
+
+
+def filled(batch, value):
+    """The batch with something else where a modality is missing."""
+    features = {m: x.masked_fill(~batch.has(m).unsqueeze(-1), value) for m, x in batch.features.items()}
+    return replace(batch, features=features)
+
+
+def weights(directory, name="best"):
+    return load_file(directory / "checkpoints" / f"{name}.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def stage_1(network, batch):
+    """Losses of stage 1 and all their gradients."""
+    network.zero_grad()
+    fused = network.fusion(batch)
+    players = network.fusion.discriminator_losses(batch, fused, gamma=1.0)
+    terms = network.fusion.generator_losses(batch, fused)
+    losses = [*players.values(), *(x for each in terms.values() for x in each.values())]
+    sum(losses).backward()
+    return [*losses, *(p.grad for p in network.fusion.parameters() if p.grad is not None)]
+
+
+def test_rows_of_nan_are_marked_and_zeroed(corpus, batch):
+    holes = with_holes(corpus).split("train")
+    assert all(x.isfinite().all() for x in batch.features.values())
+    for i, dialogue in enumerate(holes):
+        for m, x in dialogue.features.items():
+            assert batch.present[m][i, : len(dialogue)].tolist() == (~np.isnan(x).all(1)).tolist()
+            assert not batch.present[m][i, len(dialogue) :].any()
+    assert not any(x[~batch.present[m]].any() for m, x in batch.features.items())
+    assert collate(corpus.split("train")).present == {}
+
+
+def test_statistics_are_those_of_the_rows_there_are(corpus):
+    holes = with_holes(corpus).split("train")
+    fitted = Standardiser.fit(holes)
+    for m in DIMS:
+        rows = np.concatenate([d.features[m] for d in holes]).astype(np.float64)
+        assert np.allclose(fitted.mean[m], np.nanmean(rows, 0)) and np.allclose(fitted.scale[m], np.nanstd(rows, 0))
+
+
+def test_what_stands_in_place_of_the_missing_is_never_read(network, batch):
+    noisy = filled(batch, 100.0)
+    assert torch.equal(network(batch), network(noisy))
+    pairs = zip(stage_1(network, batch), stage_1(network, noisy), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_missing_modality_changes_as_much_as_not_having_it(network, corpus):
+    """Text alone everywhere is three times the text generator's features, and an utterance with nothing is zeros."""
+    dialogue = Standardiser.fit(corpus.split("train"))(corpus.split("test")[0])
+    lost = {m: np.full_like(x, np.nan) for m, x in dialogue.features.items() if m != "text"}
+    text = collate([replace(dialogue, features={**dialogue.features, **lost})])
+    seen = []
+    network.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network(text)
+    assert torch.allclose(seen[0], 3 * network.fusion(text)["text"])
+    nothing = replace(text, present={m: torch.zeros_like(text.mask) for m in DIMS})
+    assert network(nothing).isfinite().all() and not seen[1].any()
+
+
+def test_a_party_hears_nothing_at_its_missing_turns(network, batch):
+    """The text of other utterances is as if the utterances that lack it were not there."""
+    one = replace(batch, present={**batch.present, "text": batch.mask.clone()})
+    one.present["text"][:, 3] = False
+    rest = [k for k in range(batch.mask.shape[1]) if k != 3]
+    cut = replace(
+        one,
+        features={m: x[:, rest] for m, x in one.features.items()},
+        present={m: x[:, rest] for m, x in one.present.items()},
+        **{name: getattr(one, name)[:, rest] for name in ("mask", "speakers", "labels")},
+    )
+    with_it, without = (network.fusion(b)["text"] for b in (one, cut))
+    assert torch.allclose(with_it[:, rest][cut.mask], without[cut.mask], atol=1e-5)
+
+
+def test_losses_are_finite_where_no_utterance_has_two_modalities(network, batch):
+    turn = torch.arange(batch.mask.shape[1]) % 3
+    apart = replace(batch, present={m: batch.mask & (turn == k) for k, m in enumerate(DIMS)})
+    assert all(x.isfinite().all() for x in stage_1(network, apart))
+
+
+def test_hiding_hides_as_often_as_told_and_never_all(corpus):
+    torch.manual_seed(0)
+    batch = collate(corpus.split("train") * 20)
+    hidden = batch.hide({"text": 0.3, "visual": 0.6})
+    count = batch.mask.sum()
+    assert (hidden.has("text").sum() / count).item() == pytest.approx(0.7, abs=0.03)
+    assert (hidden.has("visual").sum() / count).item() == pytest.approx(0.4, abs=0.03)
+    assert torch.equal(hidden.has("acoustic"), batch.mask)
+    assert not any(x[~hidden.has(m)].any() for m, x in hidden.features.items())
+    most = batch.hide(dict.fromkeys(DIMS, 0.99))
+    assert torch.equal(torch.stack([most.has(m) for m in DIMS]).any(0), batch.mask)
+    assert not (torch.stack([most.has(m) for m in DIMS]).all(0)).any()
+
+
+def test_hiding_keeps_holes_and_shows_no_padding(batch):
+    hidden = batch.hide({"text": 0.9, "visual": 0.9, "acoustic": 0.9})
+    assert all((hidden.has(m) <= batch.has(m)).all() for m in DIMS)
+    some = torch.stack([batch.has(m) for m in DIMS]).any(0)
+    assert torch.equal(torch.stack([hidden.has(m) for m in DIMS]).any(0), some)
+
+
+def test_training_sees_no_hidden_row_and_scoring_hides_nothing(files, tmp_path, monkeypatch):
+    seen = {True: [], False: []}
+    forward = AdversarialFusion.forward
+
+    def watch(self, batch):
+        seen[self.training].append(batch)
+        return forward(self, batch)
+
+    monkeypatch.setattr(AdversarialFusion, "forward", watch)
+    flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "run"), *QUICK]
+    assert train_IEMOCAP.main([*flags, "--drop-modality", "visual:0.5", "--drop-modality", "text:0.2"]) == 0
+    assert all(not b.present["visual"][b.mask].all() for b in seen[True])
+    assert all(not x[~b.has(m)].any() for b in seen[True] for m, x in b.features.items())
+    assert seen[False] and not any(b.present for b in seen[False])
+    flags = json.loads((tmp_path / "run" / "config.json").read_text())["flags"]
+    assert flags["drop_modality"] == {"visual": 0.5, "text": 0.2}
+
+
+def test_a_file_with_holes_trains_with_mask_alone(files, finished, tmp_path, capsys):
+    report = json.loads((finished / "report.json").read_text())
+    assert np.isfinite(report["test"]["loss"])
+    assert all(x.isfinite().all() for x in weights(finished).values())
+    assert (finished / "fused_features.png").exists()
+    flags = ["--features", str(files / "holes.pkl"), "--out", str(tmp_path / "refused"), *QUICK]
+    assert train_IEMOCAP.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "add --missing mask" in error and not (tmp_path / "refused").exists()
+
+
+def test_a_whole_file_comes_to_the_same_bits_with_and_without_mask(files, tmp_path):
+    for name, more in (("refuse", []), ("mask", ["--missing", "mask"])):
+        flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / name), *QUICK]
+        assert train_IEMOCAP.main([*flags, *more]) == 0
+    assert same(weights(tmp_path / "refuse"), weights(tmp_path / "mask"))
+
+
+def test_a_stopped_run_that_hides_ends_with_the_bits_of_one_never_stopped(files, tmp_path, monkeypatch):
+    flags = ["--features", str(files / "holes.pkl"), "--missing", "mask", "--drop-modality", "text:0.4", *QUICK]
+    assert train_IEMOCAP.main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    save = train_IEMOCAP.Run.save
+
+    def stop(self, stage, epoch, parts):
+        save(self, stage, epoch, parts)
+        self.stop_requested = epoch == 1
+
+    monkeypatch.setattr(train_IEMOCAP.Run, "save", stop)
+    assert train_IEMOCAP.main([*flags, "--out", str(tmp_path / "stopped")]) == 130
+    assert train_IEMOCAP.main(["--resume", str(tmp_path / "stopped")]) == 130
+    monkeypatch.undo()
+    assert train_IEMOCAP.main(["--resume", str(tmp_path / "stopped")]) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_a_run_scores_and_exports_a_file_with_holes(files, finished, tmp_path, capsys):
+    assert train_IEMOCAP.main(["--evaluate", str(finished), "--export-fused", str(tmp_path / "fused.pkl")]) == 0
+    fused = read(tmp_path / "fused.pkl", missing="mask")
+    holes = read(files / "holes.pkl", missing="mask")
+    for i, dialogue in holes.dialogues.items():
+        for m in DIMS:
+            lost, gone = (np.isnan(d.features[m]) for d in (dialogue, fused.dialogues[i]))
+            assert gone.all(1).tolist() == lost.all(1).tolist() == gone.any(1).tolist()
+
+
+def test_a_run_on_whole_data_scores_a_file_with_holes_when_told(files, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert train_IEMOCAP.main(["--features", str(files / "whole.pkl"), "--out", run, *QUICK]) == 0
+    flags = ["--evaluate", run, "--features", str(files / "holes.pkl")]
+    assert train_IEMOCAP.main(flags) == 2
+    assert "--missing mask" in capsys.readouterr().err
+    assert train_IEMOCAP.main([*flags, "--missing", "mask"]) == 0
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--drop-modality", "smell:0.3"], "unknown modality 'smell'; choose among text, visual, acoustic"),
+        (["--drop-modality", "visual"], "such as visual:0.3"),
+        (["--drop-modality", "visual:much"], "'much' is no float"),
+        (["--drop-modality", "visual:1.5"], "out of range"),
+        (["--drop-modality", "visual:nan"], "out of range"),
+        (["--drop-modality", "visual:-0.1"], "out of range"),
+        (["--drop-modality", "text:0.1,text:0.2"], "twice"),
+        (["--drop-modality", "text:0.1", "--drop-modality", "text:0.2"], "names text twice"),
+        (["--drop-modality", "visual:0.1", "--modalities", "text,acoustic"], "no visual features; there are text, aco"),
+        (["--missing", "impute"], "choose from"),
+        (["--evaluate", "run", "--drop-modality", "text:0.1"], "leave out --drop-modality"),
+    ],
+)
+def test_wrong_flags_are_one_line(files, tmp_path, capsys, flags, says):
+    command = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "run"), *flags]
+    try:
+        status = train_IEMOCAP.main(command)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2 and says in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_modality_that_no_training_utterance_has_is_refused(corpus, tmp_path, capsys):
+    dialogues = dict(corpus.dialogues)
+    for i in corpus.splits["train"]:
+        lost = np.full_like(dialogues[i].features["visual"], np.nan)
+        dialogues[i] = replace(dialogues[i], features={**dialogues[i].features, "visual": lost})
+    with pytest.raises(InputError, match="--modalities text,acoustic"):
+        Standardiser.fit([dialogues[i] for i in corpus.splits["train"]])
+    write_nine_tuple(replace(corpus, dialogues=dialogues), tmp_path / "blind.pkl")
+    flags = ["--features", str(tmp_path / "blind.pkl"), "--missing", "mask", "--out", str(tmp_path / "run"), *QUICK]
+    assert train_IEMOCAP.main(flags) == 2
+    assert "no training utterance has visual features" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_dialogues_without_an_array_are_masked_too(files, tmp_path):
+    nine = list(pickle.loads((files / "whole.pkl").read_bytes()))
+    first, second, *_ = nine[3]
+    nine[5][first] = None
+    del nine[5][second]
+    (tmp_path / "absent.pkl").write_bytes(pickle.dumps(tuple(nine)))
+    flags = ["--features", str(tmp_path / "absent.pkl"), "--missing", "mask", "--out", str(tmp_path / "run")]
+    assert train_IEMOCAP.main([*flags, *QUICK]) == 0
+
+
+def test_export_to_a_folder_that_is_not_there_is_refused_before_scoring(finished, tmp_path, capsys):
+    flags = ["--evaluate", str(finished), "--export-fused", str(tmp_path / "no" / "fused.pkl")]
+    assert train_IEMOCAP.main(flags) == 2
+    said = capsys.readouterr()
+    assert "no such folder" in said.err and "F1-score" not in said.out
+
+
+def test_a_line_break_in_a_name_makes_no_second_line(capsys):
+    assert train_IEMOCAP.main(["--features", "a\nb.pkl"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_benchmark_prints_a_row_for_each_modality_and_share(files, tmp_path):
+    command = [sys.executable, str(SCRIPTS / "benchmarks" / "missing.py"), "--features", str(files / "whole.pkl")]
+    flags = ["--seeds", "0,1", "--shares", "0,1", "--csv", str(tmp_path / "missing.csv"), "--", *QUICK]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("| text", "| visual", "| acoustic"))]
+    assert len(rows) == 6 and all(line.count("±") == 2 for line in rows)
+    assert len((tmp_path / "missing.csv").read_text().splitlines()) == 1 + 2 * 2 * 6
