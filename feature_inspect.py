@@ -60,6 +60,11 @@ def _rows(dialogues: list[Dialogue], modality: str) -> np.ndarray:
     return np.concatenate([d.features[modality] for d in dialogues])
 
 
+def _there(rows: np.ndarray) -> np.ndarray:
+    """True at rows that are not NaN throughout, bool ``[n]``."""
+    return ~np.isnan(rows).all(1)
+
+
 def _range(corpus: Corpus, modality: str) -> dict[str, float]:
     rows = _rows(list(corpus.dialogues.values()), modality).astype(np.float64)
     values = rows[np.isfinite(rows)]
@@ -69,10 +74,14 @@ def _range(corpus: Corpus, modality: str) -> dict[str, float]:
 
 
 def _columns(corpus: Corpus, splits: dict[str, list[Dialogue]]) -> list[str]:
-    """Columns that hold NaN, or that tell nothing since they never change."""
+    """Rows that are missing, and columns that hold NaN, or that tell nothing since they never change."""
     lines = []
     for modality, width in corpus.dims.items():
         rows = _rows(splits.get("train") or list(corpus.dialogues.values()), modality)
+        there = _there(rows)
+        if not there.all():
+            lines.append(f"{modality}: {np.count_nonzero(~there)} of {len(rows)} utterances lack it in train")
+            rows = rows[there]
         broken = np.count_nonzero(~np.isfinite(rows).all(0))
         constant = np.count_nonzero((rows == rows[:1]).all(0)) if len(rows) > 1 else 0
         if broken:
@@ -94,7 +103,8 @@ def _duplicates(corpus: Corpus) -> list[str]:
     places: dict[bytes, set[str]] = {}
     copies = 0
     for i, dialogue in corpus.dialogues.items():
-        for row in np.concatenate([dialogue.features[m] for m in corpus.dims], axis=1):
+        enough = sum(_there(dialogue.features[m]).astype(int) for m in corpus.dims) > 1
+        for row in np.concatenate([dialogue.features[m] for m in corpus.dims], axis=1)[enough]:
             where = places.setdefault(row.tobytes(), set())
             copies += bool(where)
             where.add(split_of.get(i, "no split"))
@@ -111,9 +121,13 @@ def _probe(splits: dict[str, list[Dialogue]], modality: str) -> dict[str, float]
         return None
     x, labels = _rows(train, modality), np.concatenate([d.labels for d in train])
     x_test, y_test = _rows(test, modality), np.concatenate([d.labels for d in test])
+    groups = np.repeat(np.arange(len(train)), [len(d) for d in train])
+    there, there_test = _there(x), _there(x_test)
+    x, labels, groups, x_test, y_test = x[there], labels[there], groups[there], x_test[there_test], y_test[there_test]
+    if len(set(groups.tolist())) < FOLDS or not len(y_test):
+        return None
     if len(set(labels.tolist())) < 2 or not np.isfinite(x).all() or not np.isfinite(x_test).all():
         return None
-    groups = np.repeat(np.arange(len(train)), [len(d) for d in train])
     probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=x.shape[1]))
     guessed = cross_val_predict(probe, x.astype(np.float64), labels, groups=groups, cv=GroupKFold(FOLDS))
     on_test = probe.fit(x.astype(np.float64), labels).predict(x_test.astype(np.float64))

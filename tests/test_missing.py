@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import train_IEMOCAP
 from dataloader import InputError, Standardiser, collate, synthetic_corpus
-from feature_files import read, write_nine_tuple
+from feature_files import inspect, read, write_nine_tuple
 from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
@@ -318,3 +318,9 @@ def test_the_benchmark_prints_a_row_for_each_modality_and_share(files, tmp_path)
     rows = [line for line in done.stdout.splitlines() if line.startswith(("| text", "| visual", "| acoustic"))]
     assert len(rows) == 6 and all(line.count("±") == 2 for line in rows)
     assert len((tmp_path / "missing.csv").read_text().splitlines()) == 1 + 2 * 2 * 6
+
+
+def test_inspect_says_how_many_utterances_lack_a_modality(files):
+    warnings = inspect(files / "holes.pkl")["warnings"]
+    assert any(line.startswith("text: ") and line.endswith("utterances lack it in train") for line in warnings)
+    assert not any("columns" in line or "features of another" in line for line in warnings)
