@@ -285,9 +285,9 @@ class AdversarialFusion(nn.Module):
                 "reconstruction": mean(F.smooth_l1_loss(rebuilt, given, reduction="none")),
             }
             if self.heads:
-                losses[m]["task"] = F.cross_entropy(
-                    self.heads[m](f), batch.labels[batch.mask], label_smoothing=label_smoothing
-                )
+                told, labels = (having(x, batch, m) for x in (self.heads[m](f), batch.labels[batch.mask]))
+                task = F.cross_entropy(told, labels, label_smoothing=label_smoothing) if len(labels) else told.sum()
+                losses[m]["task"] = task
         return losses
 
 

@@ -151,7 +151,7 @@ def build_parser() -> Parser:
         "--jobs", type=number(int, 1), default=1, metavar="N", help="rows at once; they share the cores"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.set_defaults(text_layers="mean", target="emotion", modalities=None, fold=None)
+    parser.set_defaults(text_layers="mean", target="emotion", missing="refuse", modalities=None, fold=None)
     return parser
 
 

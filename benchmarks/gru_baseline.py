@@ -191,7 +191,7 @@ def build_parser() -> Parser:
     parser.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--no-cuda", action="store_true", help="the CPU, whatever there is")
-    parser.set_defaults(text_layers="mean", target="emotion", fold=None)
+    parser.set_defaults(text_layers="mean", target="emotion", missing="refuse", fold=None)
     return parser
 
 
