@@ -180,8 +180,8 @@ class AdversarialFusion(nn.Module):
     The utterance is the same on both sides, so that the pairing of the modalities takes part. Three terms tie f_m to
     its utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features; a linear
     reconstruction of x_m from f_m; and the task, a linear classifier of the emotion on f_m alone (the last two as
-    ARGF, arXiv 1911.07848). The task makes every modality learn before the strongest of them can explain the labels
-    for all, which is what keeps jointly trained modalities weak (arXiv 1905.12681).
+    ARGF, arXiv 1911.07848). The task is there to make every modality learn before the strongest of them can explain the
+    labels for all (arXiv 1905.12681).
 
     Real features are brought to the fused width by a fixed random semi-orthogonal map, which keeps their geometry and
     which no player can move.

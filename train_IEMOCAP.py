@@ -209,7 +209,7 @@ def build_parser() -> Parser:
         "--GAN-task",
         type=number(float, 0),
         metavar="W",
-        default=1.0,
+        default=0.0,
         help="weight of each generator's own emotion loss; at 0 stage 1 sees no label",
     )
     fusion.add_argument("--use-trained-GAN", metavar="RUN", help="take stage 1 from that run")
@@ -268,8 +268,7 @@ def build_parser() -> Parser:
     after.add_argument(
         "--export-fused",
         metavar="FILE",
-        help="write the fused features of stage 1 as a 9-tuple pickle for other networks; train with --GAN-task 0 to "
-        "have them depend on no label",
+        help="write the fused features of stage 1 as a 9-tuple pickle for other networks",
     )
     return parser
 
@@ -360,9 +359,9 @@ def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
 def train_adversarial_fusion(
     fusion: AdversarialFusion, dialogues: Sequence[Dialogue], run: Run, args: argparse.Namespace
 ) -> None:
-    """Stage 1: every modality's fused features learn to pass for the other modalities, and to tell the emotion alone.
+    """Stage 1: every modality's fused features learn to pass for the other modalities.
 
-    At the end the generators are the exponential moving average of themselves over the steps (arXiv 1806.04498).
+    No label is looked at, unless ``--GAN-task`` has them tell the emotion alone as well. At the end the generators are the exponential moving average of themselves over the steps (arXiv 1806.04498).
     """
     epochs = args.GAN_epochs
     if len(fusion.generators) < 2:
@@ -753,7 +752,7 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     """Write the fused features of every utterance in the places of the raw ones.
 
     They are the features of stage 1: of test dialogues they depend on no label, of training dialogues they depend on
-    their labels unless stage 1 was trained with ``--GAN-task 0``, and the line that is printed says which.
+    their labels if stage 1 was trained with ``--GAN-task``, and the line that is printed says which.
 
     Raises:
         InputError: If the run had no stage 1, or the file cannot be written.
@@ -771,7 +770,7 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     seen = (
         "no label was used"
         if not args.GAN_task
-        else "the labels of training dialogues were used; --GAN-task 0 uses none"
+        else "the labels of training dialogues were used; without --GAN-task none is"
     )
     print(f"Fused features of {len(dialogues)} dialogues written to {path} ({seen}).")
 

@@ -42,7 +42,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
 ROWS = {
     "full": "",
     "no-stage-1": "--GAN-epochs 0",
-    "stage-1-unlabelled": "--GAN-task 0",
+    "stage-1-with-task": "--GAN-task 1",
     "no-stage-1-equal-budget": "--GAN-epochs 0 --epochs 55",
     "no-graph": "--window-past 0 --window-future 0",
     "validation": "--valid 0.1",
