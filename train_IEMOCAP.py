@@ -361,7 +361,8 @@ def train_adversarial_fusion(
 ) -> None:
     """Stage 1: every modality's fused features learn to pass for the other modalities.
 
-    No label is looked at, unless ``--GAN-task`` has them tell the emotion alone as well. At the end the generators are the exponential moving average of themselves over the steps (arXiv 1806.04498).
+    No label is looked at, unless ``--GAN-task`` has them tell the emotion alone as well. At the end the generators are
+    the exponential moving average of themselves over the steps (arXiv 1806.04498).
     """
     epochs = args.GAN_epochs
     if len(fusion.generators) < 2:
