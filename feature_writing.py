@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -27,6 +28,10 @@ from feature_checks import Parts
 FORMAT = "gan-ffn-features-1"
 DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8}
 COLUMNS = ("speakers", "sentences", "utterances")
+
+
+class WriteError(InputError):
+    """A file cannot be written, for want of space or of the right to."""
 
 
 class _OldPathPickler(pickle._Pickler):
@@ -201,8 +206,10 @@ def sha256_of(path: Path) -> str:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside a file, for the body to write; the file is then replaced whole, or not at all.
 
+    Both the file and its place in the folder are on the disk when this returns, so that no power cut undoes it.
+
     Raises:
-        InputError: If the file cannot be written.
+        WriteError: If the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -211,8 +218,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be written ({reason}); check the folder and its free space") from None
+        raise WriteError(f"{path}: cannot be written ({reason}); check the folder and its free space") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that can no longer be written
+            temporary.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is what a process that was killed inside `replacing` left."""
+    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None

@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -257,6 +258,14 @@ def build_parser() -> Parser:
         help="score the test split at every epoch and show the best beside the report, as much of the field does; "
         "the weights that are kept do not depend on it",
     )
+    run.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits every time on a GPU too, at some cost in speed; on the CPU they are anyway",
+    )
+    run.add_argument(
+        "--checkpoint-every", type=number(int, 1), metavar="N", default=1, help="epochs between checkpoints"
+    )
     run.add_argument("--tensorboard", action=on_off, default=True, help="write TensorBoard events")
 
     after = parser.add_argument_group("after training")
@@ -307,7 +316,7 @@ def _resumed(parser: Parser, given: Mapping[str, Any]) -> dict[str, Any]:
     if changed:
         said = ", ".join(f"--{f.replace('_', '-')} {given[f]} (the run has {saved.get(f)})" for f in changed)
         parser.error(f"--resume {given['resume']}: the run was begun with other flags: {said}; leave them out")
-    return {**saved, **given, "out": given["resume"]}
+    return {**saved, **given, "out": saved["out"]}
 
 
 # The method ----------------------------------------------------------------------------------------------------------
@@ -315,13 +324,13 @@ def _resumed(parser: Parser, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_seed(args: argparse.Namespace, corpus: Corpus, directory: Path) -> dict[str, Any]:
     """GAN-FFN, for one seed. Returns what ``report.json`` holds."""
+    write_config(args, corpus, directory)
     seed_everything(args.seed)
     corpus = carve_validation(corpus, args.valid, args.seed)
     standardise = Standardiser.fit(corpus.split("train"))
     data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
     network = build_network(args, shape_of(corpus)).to(args.device)
-    run = Run(directory, tensorboard=args.tensorboard)
-    utils.write_json(directory / "config.json", configuration(args, corpus))
+    run = Run(directory, tensorboard=args.tensorboard, checkpoint_every=args.checkpoint_every)
     utils.save_tensors(run.checkpoints / "standardiser.safetensors", standardise.tensors())
 
     interrupted = None
@@ -408,7 +417,7 @@ def train_adversarial_fusion(
             loss = sum(weights[name] * term for terms in generator_losses.values() for name, term in terms.items())
             generator_optimizer.zero_grad()
             finite(loss, where).backward()
-            nn.utils.clip_grad_norm_(generating.parameters(), CLIP_GRADIENT)
+            finite(nn.utils.clip_grad_norm_(generating.parameters(), CLIP_GRADIENT), where, "norm of the gradients")
             generator_optimizer.step()
             average.update_parameters(fusion.generators)
 
@@ -459,7 +468,7 @@ def train_classifier(
             )
             optimizer.zero_grad()
             finite(loss, where).backward()
-            nn.utils.clip_grad_norm_(network.parameters(), CLIP_GRADIENT)
+            finite(nn.utils.clip_grad_norm_(network.parameters(), CLIP_GRADIENT), where, "norm of the gradients")
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
@@ -476,7 +485,7 @@ def train_classifier(
                 finite(torch.tensor(scores["loss"]), f"{where}, on {split}")
                 row |= {f"{split}_loss": scores["loss"], f"{split}_weighted_f1": scores["weighted_f1"]}
         if best_epoch([*run.history["classifier"], row]) == epoch:
-            utils.save_tensors(run.checkpoints / "best.safetensors", average.module.state_dict())
+            run.keep(average.module.state_dict())
         run.log("classifier", {**row, "seconds": time.perf_counter() - started})
         run.save("classifier", epoch, parts)
 
@@ -522,14 +531,16 @@ def class_weights(dialogues: Sequence[Dialogue], num_classes: int) -> Tensor:
     return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
 
 
-def finite(loss: Tensor, where: str) -> Tensor:
-    """The loss itself.
+def finite(loss: Tensor, where: str, name: str = "loss") -> Tensor:
+    """The loss, or whatever figure is named, itself.
 
     Raises:
         TrainingError: If it is not finite.
     """
     if not torch.isfinite(loss):
-        raise TrainingError(f"{where}: the loss is {loss.item()}; the last checkpoint is kept; lower the learning rate")
+        raise TrainingError(
+            f"{where}: the {name} is {loss.item()}; the last checkpoint is kept; lower the learning rate"
+        )
     return loss
 
 
@@ -655,14 +666,29 @@ def configuration(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
         "flags": flags,
         "seed": args.seed,
         "device": args.device,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torch_geometric": pyg_version,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
         "features": {"file": corpus.name, "sha256": corpus.sha256},
         "corpus": shape_of(corpus),
+    }
+
+
+def write_config(args: argparse.Namespace, corpus: Corpus, directory: Path) -> None:
+    """Write ``config.json``, before all else. A run that goes on keeps the versions it was begun with."""
+    config = configuration(args, corpus)
+    if (directory / "config.json").exists():
+        config["versions"] = read_config(directory).get("versions", config["versions"])
+    utils.write_json(directory / "config.json", config)
+
+
+def versions() -> dict[str, str]:
+    """What a run's bits depend on besides data and flags."""
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return {
+        "code": hashlib.sha256(code).hexdigest()[:12],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_geometric": pyg_version,
+        "numpy": np.__version__,
     }
 
 
@@ -741,10 +767,13 @@ def evaluate_run(args: argparse.Namespace) -> None:
     load_weights(network, directory / "checkpoints" / "best.safetensors")
     carved = carve_validation(corpus, flags.valid, flags.seed)
     data = {split: [standardise(d) for d in carved.split(split)] for split in carved.splits}
-    out = prepare_directory(args, corpus) if args.out else None
-    scores = assess(network, data, carved, flags, out)
-    if out:
-        utils.write_json(out / "report.json", scores)
+    out = Path(args.out) if args.out else None
+    with utils.locked(out) if out else nullcontext():
+        if out:
+            prepare_directory(args, corpus, out)
+        scores = assess(network, data, carved, flags, out)
+        if out:
+            utils.write_json(out / "report.json", scores)
     if args.export_fused:
         export_fused(directory, corpus, flags, args.export_fused)
 
@@ -859,35 +888,44 @@ def check_before_writing(args: argparse.Namespace, corpus: Corpus) -> None:
     for name in args.drop_modality or ():
         if name not in corpus.dims:
             raise InputError(f"{corpus.name}: --drop-modality: no {name} features; there are {', '.join(corpus.dims)}")
+    for flag in ("features", "use_trained_GAN"):
+        needed = getattr(args, flag)
+        if (
+            args.overwrite
+            and needed
+            and Path(args.out).resolve() in (Path(needed).resolve(), *Path(needed).resolve().parents)
+        ):
+            raise InputError(f"--{flag.replace('_', '-')} {needed}: --overwrite would delete it; choose another --out")
     if args.use_trained_GAN and len(corpus.dims) > 1:
         load_weights(build_network(args, shape_of(corpus)).fusion, fusion_weights(Path(args.use_trained_GAN)))
     if args.export_fused:
         check_export(args, corpus, args.export_fused)
 
 
-def prepare_directory(args: argparse.Namespace, corpus: Corpus) -> Path:
-    """The run directory, empty or that of the run to resume."""
+def prepare_directory(args: argparse.Namespace, corpus: Corpus, directory: Path) -> None:
+    """Make sure that the run directory is empty or that of the run to resume.
+
+    Raises:
+        InputError: If it is neither.
+    """
     if args.resume:
-        directory = Path(args.resume)
-        trained_on = read_config(directory)["features"]["sha256"]
+        begun = read_config(directory)
+        trained_on = begun["features"]["sha256"]
         if trained_on != corpus.sha256:
             raise InputError(
                 f"{corpus.name}: not the data that {directory} was trained on (SHA-256 {corpus.sha256[:12]}…, then "
                 f"{trained_on[:12]}…); give the file it was begun with"
             )
-        return directory
-    directory = Path(args.out or default_directory(args))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {directory}: cannot be made ({error.strerror}); choose another directory") from None
-    if any(directory.iterdir()):
+        then, now = begun.get("versions", {}), versions()
+        if other := [f"{name} {then.get(name)} (now {now[name]})" for name in now if then.get(name) != now[name]]:
+            print(f"warning: {directory} was begun with {', '.join(other)}; the bits may differ", file=sys.stderr)
+    elif not utils.unused(directory):
         if not args.overwrite:
             raise InputError(f"--out {directory}: exists; choose another, or add --overwrite or --resume {directory}")
         if not (directory / "config.json").exists():
             raise InputError(f"--out {directory}: --overwrite replaces only runs, and this is none; choose another")
-        shutil.rmtree(directory)
-    return directory
+        utils.empty(directory)
+    utils.sweep(directory)
 
 
 def default_directory(args: argparse.Namespace) -> str:
@@ -899,10 +937,16 @@ def train(args: argparse.Namespace) -> int:
     """Train and report, once or for every seed and fold. Returns the exit status."""
     corpus = load_corpus(args)
     check_before_writing(args, corpus)
-    directory = prepare_directory(args, corpus)
-    figures = train_seeds(args, corpus, directory)
+    directory = Path(args.resume or args.out or default_directory(args))
+    go_on = f"To go on: python {Path(__file__).name} --resume {directory}"
+    try:
+        with utils.locked(directory):
+            prepare_directory(args, corpus, directory)
+            figures = train_seeds(args, corpus, directory)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped at once. {go_on}") from None
     if "interrupted" in figures:
-        print(f"Interrupted. To go on: python {Path(__file__).name} --resume {directory}", file=sys.stderr)
+        print(f"Interrupted. {go_on}", file=sys.stderr)
         return 130
     if args.export_fused:
         export_fused(directory, corpus, args, args.export_fused)
@@ -928,12 +972,12 @@ def train_seeds(args: argparse.Namespace, corpus: Corpus, directory: Path) -> di
         }
     else:
         return train_or_read(args, corpus, directory)
-    directory.mkdir(exist_ok=True)
-    utils.write_json(directory / "config.json", configuration(args, corpus))
+    write_config(args, corpus, directory)
     every: dict[Any, dict[str, Any]] = {}
     for name, (flags, part) in runs.items():
         print(f"{kind.capitalize()} {name}")
-        figures = train_seeds(flags, part, directory / f"{kind}{name}")
+        with utils.locked(directory / f"{kind}{name}"):
+            figures = train_seeds(flags, part, directory / f"{kind}{name}")
         if "interrupted" in figures:
             break
         every[name] = figures
@@ -962,6 +1006,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.evaluate:
             evaluate_run(args)
             return 0
+        utils.choose_determinism(args.deterministic)
         return train(args)
     except InputError as error:
         message = str(error)  # in which a file's name may have a line break
@@ -969,6 +1014,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "Stopped.", file=sys.stderr)
+        return 130
+    except (MemoryError, RuntimeError) as error:
+        if not utils.out_of_memory(error):
+            raise
+        print(
+            f"error: out of memory on {args.device}; what was finished is kept; lower --batch-size ({args.batch_size} "
+            "now), use fewer --modalities, or --resume where there is more memory",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
+import random
+import shutil
 import signal
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,16 +22,19 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_recall_fscore_support
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 from torch import Tensor
 
 from dataloader import Dialogue, InputError
-from feature_writing import replacing
+from feature_writing import WriteError, is_leftover, replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
@@ -127,6 +138,8 @@ def prediction_table(
     return pd.concat(frames, ignore_index=True)
 
 
+LOCK = ".lock"  # in a run directory, while a process works on it
+
 # The run directory ---------------------------------------------------------------------------------------------------
 
 
@@ -151,9 +164,13 @@ def read_json(path: Path) -> Any:
 
 
 def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
-    """Write a table, whole or not at all."""
+    """Write a table, whole or not at all. Text that a spreadsheet would take for a formula gets a ``'`` before it."""
+    table = pd.DataFrame(rows)
+    for name in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            table[name] = [f"'{x}" if str(x).startswith(("=", "+", "-", "@", "\t", "\r")) else x for x in table[name]]
     with replacing(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -174,19 +191,85 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: cannot be read ({error}); the run has not come so far, or is damaged") from None
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Make a directory and let no other process work on it meanwhile; the lock of a process that died is void.
+
+    Raises:
+        InputError: If another process does, or the directory cannot be made.
+        TrainingError: If a file cannot be written, for want of space for instance.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / LOCK, blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{directory}: another process is at work there; wait, or choose another directory") from None
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another directory") from None
+    try:
+        yield
+    except WriteError as error:
+        raise TrainingError(f"{error}; what was finished is kept, and --resume {directory} goes on from it") from None
+    finally:
+        with suppress(OSError):
+            (directory / LOCK).unlink(missing_ok=True)  # before the release, or it might be that of the next process
+        lock.release()
+
+
+def sweep(directory: Path) -> None:
+    """Delete what a killed process left half-written in a run directory."""
+    for folder in (directory, directory / "checkpoints"):
+        for path in folder.glob(".*.tmp"):
+            if is_leftover(path):
+                path.unlink(missing_ok=True)
+
+
+def unused(directory: Path) -> bool:
+    """Whether nothing is in a directory, but for a lock and for what a killed process left half-written."""
+    return all(path.name == LOCK or is_leftover(path) for path in directory.iterdir())
+
+
+def empty(directory: Path) -> None:
+    """Delete a run; ``config.json``, which says that it is one, goes last."""
+    for path in sorted(directory.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device or the machine has no memory left."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def choose_determinism(always: bool) -> None:
+    """Whether torch may use only operations that give the same bits every time; those of the CPU here all do."""
+    if always:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it first multiplies
+        torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = always
+    torch.use_deterministic_algorithms(always)
+
+
 class Run:
     """The directory of one run: what it writes while it trains, and all it needs to go on after a stop.
+
+    Everything written can be written again from the newest checkpoint and the data, to the same bits. So a run that is
+    killed between any two writes, or in one, goes on from the checkpoint and ends as if it had not been.
 
     Attributes:
         directory: Where everything goes.
         checkpoints: The folder in it for weights and states.
         history: Stage to one row an epoch.
+        best: The weights to report on, as of that history.
         stop_requested: Whether Ctrl-C or SIGTERM has asked for a stop after the step.
     """
 
     CURVES: Mapping[str, str] = {"adversarial": "GAN_loss.csv", "classifier": "history.csv"}
 
-    def __init__(self, directory: Path, *, tensorboard: bool):
+    def __init__(self, directory: Path, *, tensorboard: bool, checkpoint_every: int = 1):
         self.directory = directory
         self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in self.CURVES}
         self.stop_requested = False
@@ -195,8 +278,12 @@ class Run:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {directory}: cannot be written ({error.strerror}); choose another") from None
+        sweep(directory)
+        self.best: dict[str, Tensor] = {}
         self._tensorboard = tensorboard
-        self._writer: SummaryWriter | None = None
+        self._events: EventsWriter | None = None
+        self._checkpoint_every = checkpoint_every
+        self._unwritten: bytes | None = None
 
     def seconds(self, stage: str) -> float:
         """The time a stage took, over all sittings."""
@@ -204,8 +291,16 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The newest checkpoint: state of the stage under way, of random numbers and of the curves."""
+        """The newest checkpoint: state of the stage under way, of random numbers and of the curves.
+
+        A file that torch reads, with its SHA-256 in 32 bytes after it.
+        """
         return self.checkpoints / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before that, should the newest be damaged."""
+        return self.checkpoints / "previous.pt"
 
     def stop_here(self, where: str) -> None:
         """Stop if that was asked for.
@@ -219,45 +314,79 @@ class Run:
         if self.stop_requested:
             raise InterruptedRunError(where)
 
+    def keep(self, weights: Mapping[str, Tensor]) -> None:
+        """Take weights for the ones to report on."""
+        self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        save_tensors(self.checkpoints / "best.safetensors", self.best)
+
     def log(self, stage: str, row: dict[str, float]) -> None:
         """Add an epoch's figures to the curves: the stage's CSV file and TensorBoard."""
         self.history[stage].append(row)
         write_csv(self.directory / self.CURVES[stage], self.history[stage])
-        self._to_tensorboard(stage, row)
+        self._to_tensorboard({stage: [row]})
 
-    def _to_tensorboard(self, stage: str, row: Mapping[str, float]) -> None:
-        if not self._tensorboard:
+    def _to_tensorboard(self, new: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Add rows, or all of the history where this process has added none yet."""
+        if not self._tensorboard or not any(self.history.values()):
             return
-        if self._writer is None:
-            folder = self.directory / "tensorboard"
-            # After a stop the curves are written anew from the history, so that no epoch is there twice.
-            for old in folder.glob("events.*"):
-                old.unlink()
-            self._writer = SummaryWriter(str(folder))
-            for earlier_stage, rows in self.history.items():
-                for earlier in rows[: -1 if earlier_stage == stage else None]:
-                    self._to_tensorboard(earlier_stage, earlier)
-        for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(f"{stage}/{name}", value, int(row["epoch"]))
+        folder = self.directory / "tensorboard"
+        try:
+            if self._events is None:
+                # After a stop the curves are written anew from the history, so that no epoch is there twice.
+                folder.mkdir(exist_ok=True)
+                for old in folder.glob("events.*"):
+                    old.unlink()
+                self._events, new = EventsWriter(str(folder / "events")), self.history
+            for stage, rows in new.items():
+                for row in rows:
+                    for name, value in row.items():
+                        if name != "epoch":
+                            summary = scalar(f"{stage}/{name}", value)
+                            event = Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary)
+                            self._events.write_event(event)
+            self._events.flush()
+        except OSError as error:
+            raise WriteError(
+                f"{folder}: cannot be written ({error.strerror}); check the folder and its free space"
+            ) from None
 
     def save(self, stage: str, epoch: int, parts: Mapping[str, Any]) -> None:
-        """Checkpoint after an epoch.
+        """Checkpoint after an epoch: on the disk every so many epochs, until then in memory for `flush`.
 
         Args:
             stage: The stage under way.
             epoch: How many of its epochs are done.
             parts: Name to what has a ``state_dict`` or, of generators of random numbers, a ``get_state``.
         """
+        kind, keys, *rest = np.random.get_state()
         state = {
             "stage": stage,
             "epoch": epoch,
             "parts": {n: p.state_dict() if hasattr(p, "state_dict") else p.get_state() for n, p in parts.items()},
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all(),
+                "python": random.getstate(),
+                "numpy": (kind, keys.tolist(), *rest),
+            },
             "history": self.history,
+            "best": self.best,
         }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self._unwritten = buffer.getvalue()
+        if epoch % self._checkpoint_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the newest checkpoint, if it is in memory only; the one that was newest stays beside it."""
+        if self._unwritten is None:
+            return
         with replacing(self.last) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(self._unwritten + hashlib.sha256(self._unwritten).digest())
+            if self.last.exists():
+                self.last.replace(self.previous)
+        self._unwritten = None
 
     def restore(self, stage: str, parts: Mapping[str, Any]) -> int:
         """Take a stage up where the newest checkpoint left it.
@@ -268,32 +397,64 @@ class Run:
 
         Returns:
             How many epochs of the stage are done; 0 where the checkpoint is of another stage, or there is none.
+
+        Raises:
+            InputError: If there are checkpoints and none is good, or it is of another network.
         """
-        state = self._load()
+        state = self._saved
         if not state or state["stage"] != stage:
             return 0
-        for name, part in parts.items():
-            (part.load_state_dict if hasattr(part, "load_state_dict") else part.set_state)(state["parts"][name])
-        torch.set_rng_state(state["random"]["cpu"])
-        if state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
-        self.history = state["history"]
-        return state["epoch"]
+        try:
+            for name, part in parts.items():
+                (part.load_state_dict if hasattr(part, "load_state_dict") else part.set_state)(state["parts"][name])
+            torch.set_rng_state(state["random"]["cpu"])
+            if state["random"]["cuda"]:
+                torch.cuda.set_rng_state_all(state["random"]["cuda"])
+            random.setstate(state["random"]["python"])
+            np.random.set_state(state["random"]["numpy"])
+            self.history = {stage: list(state["history"][stage]) for stage in self.CURVES}
+            if state["best"]:
+                self.keep(state["best"])
+            # What is on the disk may be of a later epoch than the checkpoint.
+            for each, rows in self.history.items():
+                if rows:
+                    write_csv(self.directory / self.CURVES[each], rows)
+                else:
+                    (self.directory / self.CURVES[each]).unlink(missing_ok=True)
+            return int(state["epoch"])
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self.last}: not a checkpoint of this network ({type(error).__name__}); begin anew with --overwrite"
+            ) from None
 
     def reached(self, stage: str) -> bool:
         """Whether the newest checkpoint is of this stage."""
-        state = self._load()
-        return bool(state) and state["stage"] == stage
+        return bool(self._saved) and self._saved["stage"] == stage
 
-    def _load(self) -> dict[str, Any] | None:
-        if not self.last.exists():
-            return None
-        try:
-            return torch.load(self.last, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types on a damaged file
-            raise InputError(
-                f"{self.last}: cannot be read ({type(error).__name__}); the checkpoint is damaged"
-            ) from None
+    @cached_property
+    def _saved(self) -> dict[str, Any] | None:
+        """The newest good checkpoint as it was when the run was taken up; one that is damaged is dropped."""
+        for path in (self.last, self.previous):
+            if not path.exists():
+                continue
+            try:
+                content = path.read_bytes()
+                if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+                    raise ValueError("checksum")
+                state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+                if not {"stage", "epoch", "parts", "random", "history", "best"} <= state.keys():
+                    raise ValueError("content")
+            except Exception:  # torch raises many types on a damaged file
+                if path == self.last and self.previous.exists():
+                    print(f"{path}: damaged; going on from {self.previous}, the one before", file=sys.stderr)
+                    continue
+                raise InputError(f"{path}: the checkpoint is damaged; begin anew with --overwrite") from None
+            if path == self.previous:
+                path.replace(self.last)  # or the next checkpoint would push this good one out for the damaged one
+            return state
+        return None
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
@@ -307,15 +468,20 @@ class Run:
         before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except Exception:
+            self.flush()
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def close(self) -> None:
-        """Flush the curves."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Bring the checkpoint and the curves up to the last epoch."""
+        self.flush()
+        self._to_tensorboard({})
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
