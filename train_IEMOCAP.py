@@ -403,7 +403,7 @@ def train_adversarial_fusion(
         losses = []
         for step, batch in enumerate(loader, 1):
             batch = batch.hide(args.drop_modality).to(args.device)
-            where = f"stage 1, epoch {epoch}, step {step}"
+            where = f"epoch {epoch} of stage 1, step {step}"
             fused = fusion(batch)
 
             # Discriminators: tell the real features of a modality from the fused features of the others.
@@ -461,7 +461,7 @@ def train_classifier(
         losses, labels, probabilities = [], [], []
         for step, batch in enumerate(loader, 1):
             batch = batch.hide(args.drop_modality).to(args.device)
-            where = f"stage 2, epoch {epoch}, step {step}"
+            where = f"epoch {epoch} of stage 2, step {step}"
             logits = network(batch)
             loss = F.cross_entropy(
                 logits.flatten(0, 1), batch.labels.flatten(), weight, label_smoothing=LABEL_SMOOTHING
@@ -597,7 +597,7 @@ def report(
     chosen = best_epoch(history["classifier"])
     utils.plot_training_curves(history["classifier"], chosen, directory / "training_curves.png")
     load_weights(network, run.checkpoints / "best.safetensors")
-    heading = f"Interrupted after {interrupted}; this is epoch {chosen}.\n" if interrupted else ""
+    heading = f"Interrupted at {interrupted}; this is epoch {chosen}.\n" if interrupted else ""
     scores = assess(network, data, corpus, args, directory, heading)
     seconds = {stage: run.seconds(stage) for stage in history}
     figures = {

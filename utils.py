@@ -436,6 +436,7 @@ class Run:
     @cached_property
     def _saved(self) -> dict[str, Any] | None:
         """The newest good checkpoint as it was when the run was taken up; one that is damaged is dropped."""
+        damaged = []
         for path in (self.last, self.previous):
             if not path.exists():
                 continue
@@ -447,13 +448,15 @@ class Run:
                 if not {"stage", "epoch", "parts", "random", "history", "best"} <= state.keys():
                     raise ValueError("content")
             except Exception:  # torch raises many types on a damaged file
-                if path == self.last and self.previous.exists():
-                    print(f"{path}: damaged; going on from {self.previous}, the one before", file=sys.stderr)
-                    continue
-                raise InputError(f"{path}: the checkpoint is damaged; begin anew with --overwrite") from None
+                damaged.append(path)
+                continue
+            if damaged:
+                print(f"{self.last}: damaged; going on from {path.name}, the one before", file=sys.stderr)
             if path == self.previous:
                 path.replace(self.last)  # or the next checkpoint would push this good one out for the damaged one
             return state
+        if damaged:
+            raise InputError(f"{damaged[0]}: the checkpoint is damaged; begin anew with --overwrite")
         return None
 
     @contextmanager

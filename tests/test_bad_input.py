@@ -384,7 +384,7 @@ def test_stops_at_a_loss_that_is_not_finite_and_can_go_on(command, sound, tmp_pa
         patch.setattr(Run, "save", save_and_spoil)
         status, error = command("--features", sound, "--out", "run", *TWO)
     assert status == 1 and error.count("\n") == 1
-    assert f"stage {number}, epoch 2, step 1: the loss is nan; the last checkpoint is kept" in error
+    assert f"epoch 2 of stage {number}, step 1: the loss is nan; the last checkpoint is kept" in error
     assert not (tmp_path / "run" / "report.json").exists()
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert (kept["stage"], kept["epoch"]) == (stage, 1)
@@ -398,7 +398,7 @@ def test_stops_when_the_learning_rate_is_absurd(command, sound, tmp_path, flag, 
     more = ["--batch-size", size, "--epochs", epochs, flag, "1e30"]
     status, error = command("--features", sound, "--out", "run", *TWO, *more)
     assert status == 1 and error.count("\n") == 1
-    assert f"stage {number}, epoch 1, step " in error
+    assert f"epoch 1 of stage {number}, step " in error
     assert not (tmp_path / "run" / "report.json").exists()
     checkpoints = tmp_path / "run" / "checkpoints"
     assert not (checkpoints / "best.safetensors").exists()
@@ -425,6 +425,6 @@ def test_keeps_the_last_good_checkpoint_when_the_last_step_of_an_epoch_is_the_ba
 
     monkeypatch.setattr(torch.optim.AdamW, "step", update_and_spoil)
     status, error = command("--features", sound, "--out", "run", *TWO, "--batch-size", 16)
-    assert status == 1 and error.count("\n") == 1 and f"stage {number}, epoch 2, step 1" in error
+    assert status == 1 and error.count("\n") == 1 and f"epoch 2 of stage {number}, step 1" in error
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert (last["stage"], last["epoch"]) == kept

@@ -212,7 +212,7 @@ def test_ctrl_c_stops_after_the_step_and_resume_ends_as_if_nothing_had_been(
         assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *QUICK]) == 130
     said = capsys.readouterr()
     assert f"--resume {directory}" in said.err
-    assert ("Interrupted after stage 2, epoch 2" in said.out) == (stage == "classifier")
+    assert ("Interrupted at epoch 2 of stage 2" in said.out) == (stage == "classifier")
     assert train_IEMOCAP.main(["--out", str(directory), "--resume"]) == 0
     assert same(weights(finished), weights(directory))
     assert all(a.equals(b) for a, b in zip(curves(finished), curves(directory), strict=True))
