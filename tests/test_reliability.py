@@ -255,7 +255,10 @@ def test_file_and_folder_are_on_the_disk_before_and_after_the_rename(tmp_path, m
 def test_a_second_process_is_refused_and_a_dead_one_keeps_no_lock(features, tmp_path, command):
     directory = tmp_path / "run"
     directory.mkdir()
-    holding = "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); time.sleep(60)"
+    holding = (
+        "import sys, time, filelock\n"
+        "lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", holding, str(directory / ".lock")], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         status, error = command("--features", features, "--out", directory, *QUICK)
