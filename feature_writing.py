@@ -220,7 +220,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with contextlib.suppress(OSError):  # some network file systems cannot do this to a folder
+                os.fsync(folder)
         finally:
             os.close(folder)
     except (OSError, SafetensorError) as error:

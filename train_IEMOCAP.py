@@ -945,6 +945,8 @@ def train(args: argparse.Namespace) -> int:
             figures = train_seeds(args, corpus, directory)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped at once. {go_on}") from None
+    except utils.WriteError as error:
+        raise TrainingError(f"{error}. What was finished is kept. {go_on}") from None
     if "interrupted" in figures:
         print(f"Interrupted. {go_on}", file=sys.stderr)
         return 130
@@ -1030,4 +1032,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # no locale that lacks a ± ends a run
     sys.exit(main())

@@ -197,7 +197,6 @@ def locked(directory: Path) -> Iterator[None]:
 
     Raises:
         InputError: If another process does, or the directory cannot be made.
-        TrainingError: If a file cannot be written, for want of space for instance.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -209,8 +208,6 @@ def locked(directory: Path) -> Iterator[None]:
         raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another directory") from None
     try:
         yield
-    except WriteError as error:
-        raise TrainingError(f"{error}; what was finished is kept, and --resume {directory} goes on from it") from None
     finally:
         with suppress(OSError):
             (directory / LOCK).unlink(missing_ok=True)  # before the release, or it might be that of the next process
@@ -241,7 +238,8 @@ def empty(directory: Path) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device or the machine has no memory left."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    said = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def choose_determinism(always: bool) -> None:

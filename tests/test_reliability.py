@@ -281,9 +281,9 @@ def test_overwrite_spares_what_the_new_run_needs(finished, features, command):
 def test_hash_seed_locale_folder_tensorboard_and_progress_change_nothing(finished, features, tmp_path):
     script = Path(train_IEMOCAP.__file__)
     env = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    argv = ["--features", str(features), "--out", "run", *QUICK, "--no-tensorboard", "--deterministic"]
+    argv = ["--features", str(features), "--out", "run", *QUICK, "--no-tensorboard", "--deterministic", "--seeds", "0"]
     subprocess.run([sys.executable, str(script), *argv], cwd=tmp_path, env=env, check=True, capture_output=True)
-    expected, found = bits(finished), bits(tmp_path / "run")
+    expected, found = bits(finished), bits(tmp_path / "run" / "seed0")
     del expected["tensorboard/events"]
     for each in (expected, found):
         del each["config.json"]  # holds these very flags
