@@ -889,13 +889,12 @@ def check_before_writing(args: argparse.Namespace, corpus: Corpus) -> None:
         if name not in corpus.dims:
             raise InputError(f"{corpus.name}: --drop-modality: no {name} features; there are {', '.join(corpus.dims)}")
     for flag in ("features", "use_trained_GAN"):
-        needed = getattr(args, flag)
-        if (
-            args.overwrite
-            and needed
-            and Path(args.out).resolve() in (Path(needed).resolve(), *Path(needed).resolve().parents)
-        ):
-            raise InputError(f"--{flag.replace('_', '-')} {needed}: --overwrite would delete it; choose another --out")
+        if args.overwrite and args.out and (needed := getattr(args, flag)):
+            path = Path(needed).resolve()
+            if Path(args.out).resolve() in (path, *path.parents):
+                raise InputError(
+                    f"--{flag.replace('_', '-')} {needed}: --overwrite would delete it; give another --out"
+                )
     if args.use_trained_GAN and len(corpus.dims) > 1:
         load_weights(build_network(args, shape_of(corpus)).fusion, fusion_weights(Path(args.use_trained_GAN)))
     if args.export_fused:
