@@ -37,12 +37,12 @@ FLAGS = ["--GAN-epochs", "3", "--epochs", "3", "--valid", "0.2", "--device", "cp
 
 
 def without_times(content: Any) -> Any:
-    """JSON or a checkpoint without what is under ``seconds`` and ``finished_at``; tensors as lists."""
+    """JSON or a checkpoint without what is under ``seconds`` and ``finished_at``; tensors as bytes."""
     if isinstance(content, dict):
         return {k: without_times(v) for k, v in content.items() if k not in ("seconds", "finished_at")}
     if isinstance(content, (list, tuple)):
         return [without_times(x) for x in content]
-    return content.tolist() if isinstance(content, torch.Tensor) else content
+    return content.numpy().tobytes() if isinstance(content, torch.Tensor) else content
 
 
 def events(path: Path) -> list[tuple[str, int, float | None]]:
