@@ -947,7 +947,7 @@ def train(args: argparse.Namespace) -> int:
     except utils.WriteError as error:
         raise TrainingError(f"{error}. What was finished is kept. {go_on}") from None
     if "interrupted" in figures:
-        print(f"Interrupted. {go_on}", file=sys.stderr)
+        print(f"Interrupted at {figures['interrupted']}. {go_on}", file=sys.stderr)
         return 130
     if args.export_fused:
         export_fused(directory, corpus, args, args.export_fused)

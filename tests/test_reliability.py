@@ -139,7 +139,7 @@ def test_the_comparison_sees_a_difference_of_one_bit(finished, tmp_path):
 def test_ctrl_c_reports_what_there_is_and_the_run_goes_on_to_the_same_bits(stopped, finished, command, capsys, every):
     directory = stopped(interrupt, "--checkpoint-every", every, epoch=1, status=130)
     said = capsys.readouterr()
-    assert f"--resume {directory}" in said.err
+    assert "Interrupted at epoch 2 of stage 2, step 1. To go on:" in said.err and f"--resume {directory}" in said.err
     assert json.loads((directory / "report.json").read_text())["interrupted"] == "epoch 2 of stage 2, step 1"
     assert (directory / "report.txt").read_text().startswith("Interrupted at epoch 2 of stage 2, step 1; this is epoch")
     state = torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
