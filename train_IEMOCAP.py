@@ -484,6 +484,8 @@ def train_classifier(
                 scores = utils.score(*predict(average.module, data[split], args), range(logits.shape[-1]))
                 finite(torch.tensor(scores["loss"]), f"{where}, on {split}")
                 row |= {f"{split}_loss": scores["loss"], f"{split}_weighted_f1": scores["weighted_f1"]}
+        # Without validation nothing else looks at what the averaged weights say before they are kept.
+        finite(torch.from_numpy(predict(average.module, data["train"][:1], args)[1]).sum(), where, "output")
         if best_epoch([*run.history["classifier"], row]) == epoch:
             run.keep(average.module.state_dict())
         run.log("classifier", {**row, "seconds": time.perf_counter() - started})

@@ -126,7 +126,7 @@ FILES = {
 @pytest.mark.parametrize("content, words", FILES.values(), ids=FILES)
 def test_refuses_a_file_that_is_no_features(refused, save, content, words):
     path = save(content)
-    line = refused("--features", path, "--out", "run")
+    line = refused("--features", path, "--valid", "0.1", "--out", "run")
     assert f"error: {path}: " in line and all(word in line for word in words)
 
 
@@ -200,7 +200,7 @@ FIELDS = {
 def test_refuses_a_field_that_is_wrong(refused, save, nine, spoil, words):
     spoil(nine)
     path = save(tuple(nine))
-    line = refused("--features", path, "--out", "run")
+    line = refused("--features", path, "--valid", "0.1", "--out", "run")
     assert f"error: {path}: " in line and all(word in line for word in words)
 
 
