@@ -205,7 +205,7 @@ def locked(directory: Path) -> Iterator[None]:
     except Timeout:
         raise InputError(f"{directory}: another process is at work there; wait, or choose another directory") from None
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another directory") from None
+        raise InputError(f"--out {directory}: cannot be made ({error.strerror}); choose another directory") from None
     try:
         yield
     finally:
