@@ -121,7 +121,11 @@ def raising(error):
 
 def test_killed_runs_end_as_the_run_nobody_killed(tmp_path):
     lines = []
-    assert soak(tmp_path, kills=3, seed=1, say=lines.append) == 3, lines
+    threads = torch.get_num_threads()
+    try:
+        assert soak(tmp_path, kills=3, seed=1, say=lines.append) == 3, lines
+    finally:
+        torch.set_num_threads(threads)  # the soak forks, which only one thread survives
 
 
 def test_the_comparison_sees_a_difference_of_one_bit(finished, tmp_path):
@@ -281,6 +285,7 @@ def test_overwrite_spares_what_the_new_run_needs(finished, features, command):
 def test_hash_seed_locale_folder_tensorboard_and_progress_change_nothing(finished, features, tmp_path):
     script = Path(train_IEMOCAP.__file__)
     env = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    env["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # the promise is for one number of threads
     argv = ["--features", str(features), "--out", "run", *QUICK, "--no-tensorboard", "--deterministic", "--seeds", "0"]
     subprocess.run([sys.executable, str(script), *argv], cwd=tmp_path, env=env, check=True, capture_output=True)
     expected, found = bits(finished), bits(tmp_path / "run" / "seed0")
