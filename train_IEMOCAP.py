@@ -183,7 +183,7 @@ def build_parser() -> Parser:
         "--valid",
         type=number(float, 0, 0.9),
         metavar="SHARE",
-        default=0.0,
+        default=0.1,
         help="part of the training dialogues set aside to choose the epoch on; 0 trains on all of them and takes the "
         "last epoch; a file's own validation split is used whatever is said here",
     )

@@ -45,7 +45,7 @@ ROWS = {
     "stage-1-with-task": "--GAN-task 1",
     "no-stage-1-equal-budget": "--GAN-epochs 0 --epochs 55",
     "no-graph": "--window-past 0 --window-future 0",
-    "validation": "--valid 0.1",
+    "last-epoch": "--valid 0",
     "attention": "--attention",
     "class-weight": "--class-weight",
     "lr-halved": "--lr 5e-4",

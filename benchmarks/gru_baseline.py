@@ -4,7 +4,7 @@
     python benchmarks/gru_baseline.py --demo
 
 Splits, folds, standardisation, batches, optimisation and scores are those of ``train_IEMOCAP.py``, and so is the epoch
-whose weights are scored on test: the last, or with ``--valid SHARE`` the one that validation chooses.
+whose weights are scored on test: the one that validation chooses, or with ``--valid 0`` the last.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def build_parser() -> Parser:
     data.add_argument("--demo", action="store_true", help="the synthetic corpus instead of a file")
     parser.add_argument("--modalities", type=modality_list, metavar="LIST", help="which to use (default: all)")
     share = number(float, 0, 0.9)
-    parser.add_argument("--valid", type=share, metavar="SHARE", default=0.0, help="of the training dialogues")
+    parser.add_argument("--valid", type=share, metavar="SHARE", default=0.1, help="of the training dialogues")
     parser.add_argument("--folds", type=fold_choice, metavar="K", help="sessions, or a number of folds")
     parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
     parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2", help="one run each")

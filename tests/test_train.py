@@ -252,7 +252,7 @@ def test_several_seeds_are_summarised(finished, features, tmp_path, capsys):
 
 
 def test_without_validation_every_training_dialogue_teaches_and_the_last_epoch_is_kept(features, tmp_path):
-    run = ["--features", str(features), "--GAN-epochs", "0", "--device", "cpu", "--out"]
+    run = ["--features", str(features), "--GAN-epochs", "0", "--valid", "0", "--device", "cpu", "--out"]
     assert train_IEMOCAP.main([*run, str(tmp_path / "a"), "--epochs", "3"]) == 0
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert report["valid"] is None
