@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,6 +232,29 @@ def test_leftovers_of_a_killed_write_are_cleaned_and_do_not_count(features, fini
     (directory / "checkpoints").rmdir()
     assert command("--features", features, "--out", directory, *QUICK) == (0, "")
     assert not list(directory.rglob(".*"))
+
+
+def test_a_reader_sees_whole_files_at_every_instant(features, tmp_path, command):
+    directory, ended, seen, broken = tmp_path / "run", threading.Event(), set(), []
+
+    def read_on():
+        while not ended.is_set():
+            for path in [*directory.glob("*.json"), *directory.glob("*.csv")]:
+                try:
+                    json.loads(path.read_text()) if path.suffix == ".json" else pd.read_csv(path)
+                    seen.add(path.name)
+                except ValueError as error:  # what json and pandas raise on half a file
+                    broken.append((path.name, error))
+
+    reader = threading.Thread(target=read_on)
+    reader.start()
+    try:
+        assert command("--features", features, "--out", directory, *QUICK) == (0, "")
+    finally:
+        ended.set()
+        reader.join()
+    assert not broken
+    assert seen >= {"config.json", "GAN_loss.csv", "history.csv"}
 
 
 def test_resume_warns_of_another_version(stopped, command):
