@@ -76,11 +76,9 @@ def run_row(name: str, flags: str, data: Sequence[str], args: argparse.Namespace
         if not summary.exists():
             baseline = gru_baseline.build_parser().parse_args([*protocol, "--device", args.device])
             baseline.device = choose_device(baseline)
-            corpus = load_corpus(baseline)
-            folds = gru_baseline.cross_validation(corpus, args.folds, args.folds_over) if args.folds else {"": corpus}
-            results = [gru_baseline.run_seed(baseline, list(folds.values()), seed) for seed in args.seeds]
+            results = {result.seed: asdict(result) for result in gru_baseline.run_seeds(baseline)}
             directory.mkdir(parents=True, exist_ok=True)
-            utils.write_json(summary, {r.seed: asdict(r) for r in results})
+            utils.write_json(summary, results)
         each = utils.read_json(summary)
         return {int(s): r["weighted_f1"] for s, r in each.items()}, float(
             np.mean([r["seconds"] for r in each.values()])

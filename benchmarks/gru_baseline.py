@@ -13,7 +13,7 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,14 @@ class Result:
     epochs: tuple[int, ...]
     weighted_f1: float
     seconds: float
+
+
+def run_seeds(args: argparse.Namespace) -> Iterator[Result]:
+    """Train and score the baseline for every seed, on the data and the folds that the flags name."""
+    corpus = load_corpus(args)
+    folds = cross_validation(corpus, args.folds, args.folds_over) if args.folds else {"": corpus}
+    for seed in args.seeds:
+        yield run_seed(args, list(folds.values()), seed)
 
 
 def run_seed(args: argparse.Namespace, corpora: Sequence[Corpus], seed: int) -> Result:
@@ -200,12 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.device = choose_device(args)
-        corpus = load_corpus(args)
-        folds = cross_validation(corpus, args.folds, args.folds_over) if args.folds else {"": corpus}
         results = []
-        for seed in args.seeds:
-            results.append(run_seed(args, list(folds.values()), seed))
-            print(f"Seed {seed}: test weighted F1 {results[-1].weighted_f1:.2f}", flush=True)
+        for result in run_seeds(args):
+            print(f"Seed {result.seed}: test weighted F1 {result.weighted_f1:.2f}", flush=True)
+            results.append(result)
     except (InputError, utils.TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
