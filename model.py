@@ -10,33 +10,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import permutations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch_geometric.nn import RGCNConv
 
 from dataloader import Batch
 
 
-def gated_recurrence(keep: Tensor, update: Tensor) -> Tensor:
-    """All states of ``h_t = keep_t * h_{t-1} + update_t``, ``h_0 = 0``, in log2(T) steps.
+class _Recurrence(torch.autograd.Function):
+    """`gated_recurrence` with time first; its adjoint is the same recurrence run backwards."""
 
-    Recursive doubling: after the step of stride s, position t holds the composition of the 2s maps that end there.
+    @staticmethod
+    def forward(ctx: Any, keep: Tensor, update: Tensor) -> Tensor:
+        states = update.clone(memory_format=torch.contiguous_format)
+        for state, gate, before in zip(states[1:].unbind(), keep[1:].unbind(), states[:-1].unbind(), strict=True):
+            state.addcmul_(gate, before)
+        ctx.save_for_backward(keep, states)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        keep, states = ctx.saved_tensors
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        for here, gate, after in zip(
+            reversed(total[:-1].unbind()), reversed(keep[1:].unbind()), reversed(total[1:].unbind()), strict=True
+        ):
+            here.addcmul_(gate, after)
+        keeps = torch.zeros_like(keep)
+        torch.mul(total[1:], states[:-1], out=keeps[1:])
+        return keeps, total
+
+
+def gated_recurrence(keep: Tensor, update: Tensor) -> Tensor:
+    """All states of ``h_t = keep_t * h_{t-1} + update_t``, ``h_0 = 0``.
 
     Shapes:
         keep, update, result: ``[..., T, d]``.
     """
-    stride = 1
-    while stride < keep.shape[-2]:
-        earlier_keep, earlier_update = keep[..., :-stride, :], update[..., :-stride, :]
-        update = torch.cat(
-            [update[..., :stride, :], update[..., stride:, :] + keep[..., stride:, :] * earlier_update], dim=-2
-        )
-        keep = torch.cat([keep[..., :stride, :], keep[..., stride:, :] * earlier_keep], dim=-2)
-        stride *= 2
-        keep = F.threshold(keep, 1e-12, 0.0)
-    return update
+    # One fused operation a turn, written in place: at a dialogue's length faster than the log2(T) steps of a parallel
+    # scan, each of which autograd would keep.
+    return _Recurrence.apply(keep.movedim(-2, 0).contiguous(), update.movedim(-2, 0)).movedim(0, -2)
 
 
 def _flip_half(x: Tensor) -> Tensor:

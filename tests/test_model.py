@@ -40,6 +40,8 @@ def test_recurrence_equals_a_loop_over_time():
         state = keep[:, t] * state + update[:, t]
         states.append(state)
     assert torch.allclose(gated_recurrence(keep, update), torch.stack(states, 1), atol=1e-5)
+    exact = [x.double().requires_grad_() for x in (keep, update)]
+    assert torch.autograd.gradcheck(gated_recurrence, exact)
 
 
 def test_padding_and_company_change_no_output(network, dialogues):
