@@ -300,6 +300,38 @@ class Batch:
         features = {m: x.masked_fill(~present[m].unsqueeze(-1), 0) for m, x in self.features.items()}
         return replace(self, features=features, present=present)
 
+    def blur(self, noise: float) -> Batch:
+        """This batch with Gaussian noise added to what is there, drawn by torch's global generator of the CPU.
+
+        Args:
+            noise: Its standard deviation, in the units of the features; 0 leaves the batch as it is.
+        """
+        if not noise:
+            return self
+        features = {m: x + noise * torch.randn(x.shape) * self.has(m).unsqueeze(-1) for m, x in self.features.items()}
+        return replace(self, features=features)
+
+    def thin(self, share: float) -> Batch:
+        """This batch with random utterances left out, as if padded, drawn by torch's global generator of the CPU.
+
+        Those that stay keep their places. A dialogue that would lose all of its utterances keeps them.
+
+        Args:
+            share: The probability that an utterance is left out.
+        """
+        if not share:
+            return self
+        kept = self.mask & (torch.rand(self.mask.shape) >= share)
+        kept = torch.where(kept.any(1, keepdim=True), kept, self.mask)
+        return replace(
+            self,
+            features={m: x * kept.unsqueeze(-1) for m, x in self.features.items()},
+            mask=kept,
+            speakers=self.speakers * kept,
+            labels=self.labels.masked_fill(~kept, IGNORE_LABEL),
+            present={m: x & kept for m, x in self.present.items()},
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """This batch on a device."""
         return Batch(

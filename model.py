@@ -74,7 +74,7 @@ class PartyRecurrence(nn.Module):
     An utterance reads its own speaker's state beside the sum of the other parties' states.
 
     Shapes:
-        x: ``[B, T, d]``; mask, speakers: ``[B, T]``; result: ``[B, T, 2d]``.
+        x: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``; result: ``[N, 2d]``.
     """
 
     def __init__(self, channels: int):
@@ -88,18 +88,19 @@ class PartyRecurrence(nn.Module):
         """The states each utterance reads; see the class."""
         parties = torch.arange(int(speakers.max()) + 1, device=x.device).view(-1, 1, 1)
         turns = (mask & (speakers == parties)).unsqueeze(-1)  # [S, B, T, 1]
-        gate = torch.sigmoid(self.gate(x)) * turns  # [S, B, T, d]
+        gate = padded(torch.sigmoid(self.gate(x)), mask) * turns  # [S, B, T, d]
+        update = gate * padded(self.candidate(x), mask)
         # Half of the channels remember the past; the other half, run backwards, the future.
-        states = _flip_half(gated_recurrence(_flip_half(1 - gate), _flip_half(gate * self.candidate(x))))
+        states = _flip_half(gated_recurrence(_flip_half(1 - gate), _flip_half(update)))
         own = (states * turns).sum(0)
-        return torch.cat([own, states.sum(0) - own], dim=-1)
+        return torch.cat([own, states.sum(0) - own], dim=-1)[mask]
 
 
 class PartyBlock(nn.Module):
     """A residual block: party states, then a feed-forward layer, each behind layer normalisation and dropout.
 
     Shapes:
-        x, result: ``[B, T, d]``; mask, speakers: ``[B, T]``.
+        x, result: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``.
     """
 
     def __init__(self, channels: int, dropout: float):
@@ -123,6 +124,13 @@ class PartyBlock(nn.Module):
         return x + self.feed_forward(x)
 
 
+def padded(x: Tensor, mask: Tensor) -> Tensor:
+    """Real utterances ``[N, d]`` at their places in dialogues, 0 elsewhere, ``[B, T, d]``."""
+    result = x.new_zeros(*mask.shape, x.shape[-1])
+    result[mask] = x
+    return result
+
+
 def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
     """Features less the mean of the same speaker's features in the dialogue: how unlike themselves they sound.
 
@@ -138,7 +146,8 @@ class FusedFeatureGenerator(nn.Module):
     """G_m: one modality's features, read in the context of the dialogue, to fused features.
 
     Shapes:
-        x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, normalised by layer.
+        x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, normalised by
+            layer, 0 where padded.
 
     Args:
         in_channels: Width of the modality.
@@ -156,11 +165,11 @@ class FusedFeatureGenerator(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)
+        x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)[mask]
         x = self.dropout(self.embed(x))
         for block in self.blocks:
             x = block(x, mask, speakers)
-        return self.norm(x)
+        return padded(self.norm(x), mask)
 
 
 class ModalityDiscriminator(nn.Module):
@@ -201,6 +210,11 @@ class AdversarialFusion(nn.Module):
     ARGF, arXiv 1911.07848). The task is there to make every modality learn before the strongest of them can explain the
     labels for all (arXiv 1905.12681).
 
+    The game as the reference plays it, for comparison, is that of binary cross entropy without penalties::
+
+        D_k minimises  E softplus(-D_k(x_k)) + E softplus(D_k(f_m))
+        G_m minimises  E softplus(-D_k(f_m))
+
     Real features are brought to the fused width by a fixed random semi-orthogonal map, which keeps their geometry and
     which no player can move.
 
@@ -210,17 +224,20 @@ class AdversarialFusion(nn.Module):
         blocks: Depth of the generators.
         dropout: Of the generators.
         num_classes: How many emotions the task knows; 0 leaves the task out.
+        relativistic: Whether the game is R3GAN's or the reference's.
     """
 
     def __init__(
         self,
         dims: Mapping[str, int],
-        fused_channels: int = 64,
+        fused_channels: int = 128,
         blocks: int = 2,
         dropout: float = 0.4,
         num_classes: int = 0,
+        relativistic: bool = True,
     ):
         super().__init__()
+        self.relativistic = relativistic
         self.generators = nn.ModuleDict(
             {m: FusedFeatureGenerator(d, fused_channels, blocks, dropout) for m, d in dims.items()}
         )
@@ -258,7 +275,7 @@ class AdversarialFusion(nn.Module):
         Args:
             batch: Where the real features are.
             fused: What `forward` made of the same batch.
-            gamma: Weight of the gradient penalties R1 and R2.
+            gamma: Weight of the gradient penalties R1 and R2, which only the relativistic game has.
         """
         real = self.real(batch)
         losses: dict[str, list[Tensor]] = {k: [] for k in self.generators}
@@ -266,6 +283,9 @@ class AdversarialFusion(nn.Module):
             x = having(real[k], batch, m, k).detach().requires_grad_()
             f = having(fused[m][batch.mask], batch, m, k).detach().requires_grad_()
             on_real, on_fake = self.discriminators[k](x), self.discriminators[k](f)
+            if not self.relativistic:
+                losses[k].append(mean(F.softplus(-on_real)) + mean(F.softplus(on_fake)))
+                continue
             penalty = sum(
                 mean(torch.autograd.grad(logits.sum(), at, create_graph=True)[0].square().sum(-1))
                 for logits, at in ((on_real, x), (on_fake, f))
@@ -292,7 +312,7 @@ class AdversarialFusion(nn.Module):
             # A pair at the utterances that have both of its modalities: what the generator made, and what is there.
             pairs = [(k, having(f, batch, m, k), having(real[k], batch, m, k)) for k in self.generators if k != m]
             adversarial = [
-                mean(F.softplus(self.discriminators[k](x).detach() - self.discriminators[k](own)))
+                mean(F.softplus(self.relativistic * self.discriminators[k](x).detach() - self.discriminators[k](own)))
                 for k, own, x in pairs
             ]
             matching = [1 - mean(F.cosine_similarity(own, x, dim=-1)) for _, own, x in pairs]
@@ -428,12 +448,8 @@ class GraphEmotionClassifier(nn.Module):
                 heard = heard + self.dropout(F.gelu(norm(convolution(heard, edge_index, edge_type))))
             views.append(heard)
         if self.attention is not None:
-            padded = x.new_zeros(x.shape)
-            padded[mask] = views[-1]
-            views.append(self.attention(padded, mask)[mask])
-        logits = x.new_zeros(*mask.shape, self.num_classes)
-        logits[mask] = self.classify(torch.cat(views, dim=-1))
-        return logits
+            views.append(self.attention(padded(views[-1], mask), mask)[mask])
+        return padded(self.classify(torch.cat(views, dim=-1)), mask)
 
 
 class GANFFN(nn.Module):

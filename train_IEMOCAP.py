@@ -33,6 +33,7 @@ import feature_files
 import utils
 from dataloader import (
     MODALITIES,
+    Batch,
     Corpus,
     Dialogue,
     InputError,
@@ -47,9 +48,10 @@ from utils import InterruptedRunError, Run, TrainingError
 
 # What the method fixes; benchmarks/ shows what each is worth.
 DISCRIMINATOR_SPEED = 2.0  # learning rate of discriminators over that of generators (TTUR, arXiv 1706.08500)
+REFERENCE_DISCRIMINATOR_SPEED = 0.5  # the same in the reference implementation
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 GAN_AVERAGING = 0.98  # of the generators in stage 1, a step
-AVERAGING = 0.98  # of all weights in stage 2, a step
+AVERAGING = 0.96  # of all weights in stage 2, a step
 LABEL_SMOOTHING = 0.1
 CLIP_GRADIENT = 1.0  # norm
 HEADLINES = ["weighted_f1", "macro_f1", "accuracy", "loss"]  # what a summary of seeds shows
@@ -183,7 +185,7 @@ def build_parser() -> Parser:
         "--valid",
         type=number(float, 0, 0.9),
         metavar="SHARE",
-        default=0.1,
+        default=0.0,
         help="part of the training dialogues set aside to choose the epoch on; 0 trains on all of them and takes the "
         "last epoch; a file's own validation split is used whatever is said here",
     )
@@ -204,14 +206,27 @@ def build_parser() -> Parser:
     data.set_defaults(fold=None)  # which of the folds a run is; set by --folds, kept in config.json
 
     fusion = parser.add_argument_group("stage 1: adversarial fusion")
-    fusion.add_argument("--GAN-epochs", type=number(int, 0), metavar="N", default=15, help="epochs; 0 leaves it out")
+    fusion.add_argument("--GAN-epochs", type=number(int, 0), metavar="N", default=40, help="epochs; 0 leaves it out")
     fusion.add_argument("--GAN-lr", type=number(float, 0, above=True), metavar="LR", default=1e-3, help="of generators")
     fusion.add_argument(
         "--GAN-task",
         type=number(float, 0),
         metavar="W",
-        default=0.0,
+        default=1.0,
         help="weight of each generator's own emotion loss; at 0 stage 1 sees no label",
+    )
+    fusion.add_argument(
+        "--GAN-adversary",
+        type=number(float, 0),
+        metavar="W",
+        default=1.0,
+        help="weight of passing for the other modalities, and of matching them",
+    )
+    fusion.add_argument(
+        "--GAN-loss",
+        choices=("relativistic", "reference"),
+        default="relativistic",
+        help="reference: binary cross entropy, nothing ties fused features to their utterance, slow discriminators",
     )
     fusion.add_argument("--use-trained-GAN", metavar="RUN", help="take stage 1 from that run")
     fusion.add_argument(
@@ -223,16 +238,40 @@ def build_parser() -> Parser:
     )
 
     graph = parser.add_argument_group("stage 2: graph-based emotion classifier")
-    graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=40, help="epochs")
+    graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=30, help="epochs")
     graph.add_argument("--lr", type=number(float, 0, above=True), default=1e-3, help="peak learning rate")
     graph.add_argument("--l2", type=number(float, 0), default=1e-2, help="weight decay, decoupled (AdamW)")
+    graph.add_argument(
+        "--generator-speed",
+        type=number(float, 0),
+        metavar="SHARE",
+        default=0.2,
+        help="learning rate of the generators over --lr, of two modalities or more; 0 freezes them",
+    )
     graph.add_argument("--window-past", type=number(int, 0), metavar="TURNS", default=8, help="turns heard backwards")
     graph.add_argument("--window-future", type=number(int, 0), metavar="TURNS", default=8, help="turns heard ahead")
     graph.add_argument("--attention", action=on_off, default=False, help="nodal attention over the dialogue on top")
+    graph.add_argument(
+        "--focal", type=number(float, 0), metavar="GAMMA", default=0.0, help="focal loss: exponent of what is missing"
+    )
     graph.add_argument("--class-weight", action=on_off, default=False, help="weigh the loss by one over class shares")
 
     both = parser.add_argument_group("both stages")
     both.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
+    both.add_argument(
+        "--noise",
+        type=number(float, 0),
+        metavar="SD",
+        default=0.5,
+        help="standard deviation of the noise on training features, in theirs",
+    )
+    both.add_argument(
+        "--drop-utterance",
+        type=number(float, 0, 0.99),
+        metavar="P",
+        default=0.2,
+        help="leave utterances out of training dialogues with this probability, drawn anew every epoch",
+    )
     both.add_argument(
         "--drop-modality",
         type=modality_shares,
@@ -352,7 +391,12 @@ def shape_of(corpus: Corpus) -> dict[str, Any]:
 
 def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
     """The network for a corpus: its widths, classes and speakers come from the data."""
-    fusion = AdversarialFusion(shape["dims"], dropout=args.dropout, num_classes=len(shape["label_names"]))
+    fusion = AdversarialFusion(
+        shape["dims"],
+        dropout=args.dropout,
+        num_classes=len(shape["label_names"]),
+        relativistic=args.GAN_loss == "relativistic",
+    )
     classifier = GraphEmotionClassifier(
         fusion.fused_channels,
         len(shape["label_names"]),
@@ -383,11 +427,18 @@ def train_adversarial_fusion(
     shuffle = torch.Generator().manual_seed(args.seed)
     loader = batches(dialogues, args.batch_size, shuffle)
     generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.heads])
-    weights = {"adversarial": 1.0, "matching": 1.0, "reconstruction": 1.0, "task": args.GAN_task}
+    tied = float(fusion.relativistic)
+    weights = {
+        "adversarial": args.GAN_adversary,
+        "matching": args.GAN_adversary * tied,
+        "reconstruction": tied,
+        "task": args.GAN_task,
+    }
     average = AveragedModel(fusion.generators, multi_avg_fn=get_ema_multi_avg_fn(GAN_AVERAGING))
     generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr, weight_decay=args.l2)
+    speed = DISCRIMINATOR_SPEED if fusion.relativistic else REFERENCE_DISCRIMINATOR_SPEED
     discriminator_optimizer = torch.optim.AdamW(
-        fusion.discriminators.parameters(), lr=DISCRIMINATOR_SPEED * args.GAN_lr, betas=(0.5, 0.99), weight_decay=0
+        fusion.discriminators.parameters(), lr=speed * args.GAN_lr, betas=(0.5, 0.99), weight_decay=0
     )
     parts = {
         "fusion": fusion,
@@ -402,7 +453,7 @@ def train_adversarial_fusion(
         fusion.train()
         losses = []
         for step, batch in enumerate(loader, 1):
-            batch = batch.hide(args.drop_modality).to(args.device)
+            batch = disturb(batch, args).to(args.device)
             where = f"epoch {epoch} of stage 1, step {step}"
             fused = fusion(batch)
 
@@ -412,7 +463,7 @@ def train_adversarial_fusion(
             finite(sum(discriminator_losses.values()), where).backward()
             discriminator_optimizer.step()
 
-            # Generators: pass for the other modalities, and keep to the utterance.
+            # Generators: pass for the other modalities and, unlike the reference's, keep to the utterance.
             generator_losses = fusion.generator_losses(batch, fused, LABEL_SMOOTHING)
             loss = sum(weights[name] * term for terms in generator_losses.values() for name, term in terms.items())
             generator_optimizer.zero_grad()
@@ -439,6 +490,11 @@ def train_adversarial_fusion(
         fusion.generators.load_state_dict(average.module.state_dict())
 
 
+def disturb(batch: Batch, args: argparse.Namespace) -> Batch:
+    """A training batch as a step sees it: never the same twice, so that it cannot be learnt by heart."""
+    return batch.thin(args.drop_utterance).blur(args.noise).hide(args.drop_modality)
+
+
 def train_classifier(
     network: GANFFN, data: Mapping[str, Sequence[Dialogue]], run: Run, args: argparse.Namespace
 ) -> None:
@@ -451,8 +507,16 @@ def train_classifier(
     loader = batches(data["train"], args.batch_size, shuffle)
     weight = class_weights(data["train"], network.classifier.num_classes).to(args.device) if args.class_weight else None
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=args.l2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * len(loader))
+    generators = network.fusion.generators
+    # What stage 1 taught the generators is worth keeping, so they follow slowly. One alone was taught nothing.
+    speed = args.generator_speed if len(generators) > 1 else 1.0
+    parts_and_rates = [(generators, speed * args.lr), (network.classifier, args.lr)]
+    optimizer = torch.optim.AdamW(
+        [{"params": list(part.parameters()), "lr": rate} for part, rate in parts_and_rates], weight_decay=args.l2
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [rate for _, rate in parts_and_rates], total_steps=args.epochs * len(loader)
+    )
     parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}
     done = run.restore("classifier", parts)
     for epoch in progress("stage 2", done, args.epochs):
@@ -460,12 +524,10 @@ def train_classifier(
         network.train()
         losses, labels, probabilities = [], [], []
         for step, batch in enumerate(loader, 1):
-            batch = batch.hide(args.drop_modality).to(args.device)
+            batch = disturb(batch, args).to(args.device)
             where = f"epoch {epoch} of stage 2, step {step}"
             logits = network(batch)
-            loss = F.cross_entropy(
-                logits.flatten(0, 1), batch.labels.flatten(), weight, label_smoothing=LABEL_SMOOTHING
-            )
+            loss = emotion_loss(logits[batch.mask], batch.labels[batch.mask], weight, args.focal)
             optimizer.zero_grad()
             finite(loss, where).backward()
             finite(nn.utils.clip_grad_norm_(network.parameters(), CLIP_GRADIENT), where, "norm of the gradients")
@@ -524,6 +586,17 @@ def fuse(fusion: AdversarialFusion, dialogues: Sequence[Dialogue], args: argpars
             features = features.masked_fill(~batch.has(modality).unsqueeze(-1), torch.nan)
             fused[modality].append(features[batch.mask].cpu())
     return {m: torch.cat(parts).numpy() for m, parts in fused.items()}
+
+
+def emotion_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, focal: float) -> Tensor:
+    """Cross entropy of ``logits [N, C]``, weighted by class and by how wrong the utterance still is.
+
+    The second weight is ``(1 - p)**focal`` of the label's probability p (focal loss, arXiv 1708.02002, equation 4).
+    """
+    each = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=LABEL_SMOOTHING)
+    if focal:
+        each = each * (1 - logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)) ** focal
+    return each.sum() / (len(labels) if weight is None else weight[labels].sum())
 
 
 def class_weights(dialogues: Sequence[Dialogue], num_classes: int) -> Tensor:

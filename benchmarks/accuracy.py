@@ -41,17 +41,21 @@ from train_IEMOCAP import HelpFormatter, Parser, choose_device, fold_choice, loa
 SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
 ROWS = {
     "full": "",
-    "no-stage-1": "--GAN-epochs 0",
-    "stage-1-with-task": "--GAN-task 1",
-    "no-stage-1-equal-budget": "--GAN-epochs 0 --epochs 55",
+    "no-stage-1": "--GAN-epochs 0 --epochs 70",
+    "no-stage-1-full-speed": "--GAN-epochs 0 --epochs 70 --generator-speed 1",
+    "no-adversary": "--GAN-adversary 0",
+    "no-labels-in-stage-1": "--GAN-task 0",
+    "reference-losses": "--GAN-loss reference --GAN-task 0 --generator-speed 1",
     "no-graph": "--window-past 0 --window-future 0",
-    "last-epoch": "--valid 0",
+    "valid": "--valid 0.1",
+    "no-noise": "--noise 0 --drop-utterance 0",
     "attention": "--attention",
     "class-weight": "--class-weight",
+    "focal": "--focal 2",
     "lr-halved": "--lr 5e-4",
     "lr-doubled": "--lr 2e-3",
-    "GAN-epochs-halved": "--GAN-epochs 8",
-    "GAN-epochs-doubled": "--GAN-epochs 30",
+    "GAN-epochs-halved": "--GAN-epochs 20",
+    "GAN-epochs-doubled": "--GAN-epochs 80",
 }
 
 
