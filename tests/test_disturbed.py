@@ -1,0 +1,81 @@
+"""What training does to dialogues and losses: noise, left-out utterances, focal loss, the reference's game."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import train_IEMOCAP
+from dataloader import IGNORE_LABEL, collate, synthetic_corpus
+from model import AdversarialFusion
+
+DIMS = {"text": 8, "visual": 6, "acoustic": 5}
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return collate(synthetic_corpus(train=8, test=1, mean_length=12, dims=DIMS).split("train"))
+
+
+def test_noise_is_as_strong_as_told_and_stays_out_of_the_padding(batch):
+    noisy = batch.blur(0.5)
+    for m, x in batch.features.items():
+        added = noisy.features[m] - x
+        assert added[batch.mask].std().item() == pytest.approx(0.5, rel=0.1)
+        assert not added[~batch.mask].any()
+    assert batch.blur(0) is batch
+
+
+def test_left_out_utterances_are_as_padding_and_no_dialogue_vanishes(batch):
+    thin = batch.thin(0.5)
+    gone = batch.mask & ~thin.mask
+    assert 0.3 < (gone.sum() / batch.mask.sum()).item() < 0.7
+    assert (thin.labels[gone] == IGNORE_LABEL).all()
+    assert not any(x[gone].any() for x in thin.features.values())
+    assert torch.equal(thin.labels[thin.mask], batch.labels[thin.mask])
+    assert batch.thin(0.99).mask.any(1).all()
+    assert batch.thin(0) is batch
+
+
+def test_missing_modalities_stay_missing_under_noise_and_thinning(batch):
+    disturbed = batch.hide({"text": 0.5}).blur(0.5).thin(0.3)
+    lacking = ~disturbed.has("text")
+    assert not disturbed.features["text"][lacking].any()
+    assert not (disturbed.has("text") & ~disturbed.mask).any()
+
+
+def test_focal_loss_weighs_the_utterance_by_what_is_missing():
+    torch.manual_seed(0)
+    logits, labels, weight = torch.randn(9, 4), torch.randint(4, (9,)), torch.rand(4) + 0.5
+    smoothing = train_IEMOCAP.LABEL_SMOOTHING
+    for w in (None, weight):
+        plain = F.cross_entropy(logits, labels, w, label_smoothing=smoothing)
+        assert torch.allclose(train_IEMOCAP.emotion_loss(logits, labels, w, 0), plain)
+    p = torch.stack([row[label] for row, label in zip(logits.softmax(-1), labels, strict=True)])
+    each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    assert torch.allclose(train_IEMOCAP.emotion_loss(logits, labels, None, 2), (each * (1 - p) ** 2).mean())
+
+
+def test_the_game_of_the_reference_is_binary_cross_entropy(batch):
+    fusion = AdversarialFusion({"text": 8, "acoustic": 5}, fused_channels=16, relativistic=False).eval()
+    fused = fusion(batch)
+    real, fake = fusion.real(batch)["acoustic"], fused["text"][batch.mask]
+    on_real, on_fake = (fusion.discriminators["acoustic"](x) for x in (real, fake))
+    one, zero = torch.ones_like(on_real), torch.zeros_like(on_real)
+    told_apart = F.binary_cross_entropy_with_logits(on_real, one) + F.binary_cross_entropy_with_logits(on_fake, zero)
+    assert torch.allclose(fusion.discriminator_losses(batch, fused, gamma=1.0)["acoustic"], told_apart)
+    passed = F.binary_cross_entropy_with_logits(on_fake, one)
+    assert torch.allclose(fusion.generator_losses(batch, fused)["text"]["adversarial"], passed)
+
+
+def test_at_speed_0_stage_2_leaves_the_generators_as_stage_1_made_them(tmp_path, monkeypatch):
+    small = synthetic_corpus(train=8, test=2, mean_length=8, dims=DIMS)
+    monkeypatch.setattr(train_IEMOCAP, "synthetic_corpus", lambda: small)
+    for speed in ("0", "1"):
+        flags = ["--demo", "--epochs", "2", "--GAN-epochs", "1", "--generator-speed", speed, "--no-tensorboard"]
+        assert train_IEMOCAP.main([*flags, "--out", str(tmp_path / speed)]) == 0
+        after = load_file(tmp_path / speed / "checkpoints" / "best.safetensors")
+        fused = load_file(tmp_path / speed / "checkpoints" / "fusion.safetensors")
+        moved = [n for n, x in fused.items() if n.startswith("generators") and not torch.equal(after[f"fusion.{n}"], x)]
+        assert bool(moved) == (speed == "1")
