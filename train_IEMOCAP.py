@@ -51,7 +51,7 @@ DISCRIMINATOR_SPEED = 2.0  # learning rate of discriminators over that of genera
 REFERENCE_DISCRIMINATOR_SPEED = 0.5  # the same in the reference implementation
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 GAN_AVERAGING = 0.98  # of the generators in stage 1, a step
-AVERAGING = 0.96  # of all weights in stage 2, a step
+AVERAGING = 0.98  # of all weights in stage 2, a step
 LABEL_SMOOTHING = 0.1
 CLIP_GRADIENT = 1.0  # norm
 HEADLINES = ["weighted_f1", "macro_f1", "accuracy", "loss"]  # what a summary of seeds shows
@@ -185,7 +185,7 @@ def build_parser() -> Parser:
         "--valid",
         type=number(float, 0, 0.9),
         metavar="SHARE",
-        default=0.0,
+        default=0.1,
         help="part of the training dialogues set aside to choose the epoch on; 0 trains on all of them and takes the "
         "last epoch; a file's own validation split is used whatever is said here",
     )
@@ -206,13 +206,13 @@ def build_parser() -> Parser:
     data.set_defaults(fold=None)  # which of the folds a run is; set by --folds, kept in config.json
 
     fusion = parser.add_argument_group("stage 1: adversarial fusion")
-    fusion.add_argument("--GAN-epochs", type=number(int, 0), metavar="N", default=40, help="epochs; 0 leaves it out")
+    fusion.add_argument("--GAN-epochs", type=number(int, 0), metavar="N", default=15, help="epochs; 0 leaves it out")
     fusion.add_argument("--GAN-lr", type=number(float, 0, above=True), metavar="LR", default=1e-3, help="of generators")
     fusion.add_argument(
         "--GAN-task",
         type=number(float, 0),
         metavar="W",
-        default=1.0,
+        default=0.0,
         help="weight of each generator's own emotion loss; at 0 stage 1 sees no label",
     )
     fusion.add_argument(
@@ -238,14 +238,14 @@ def build_parser() -> Parser:
     )
 
     graph = parser.add_argument_group("stage 2: graph-based emotion classifier")
-    graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=30, help="epochs")
+    graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=40, help="epochs")
     graph.add_argument("--lr", type=number(float, 0, above=True), default=1e-3, help="peak learning rate")
     graph.add_argument("--l2", type=number(float, 0), default=1e-2, help="weight decay, decoupled (AdamW)")
     graph.add_argument(
         "--generator-speed",
         type=number(float, 0),
         metavar="SHARE",
-        default=0.2,
+        default=1.0,
         help="learning rate of the generators over --lr, of two modalities or more; 0 freezes them",
     )
     graph.add_argument("--window-past", type=number(int, 0), metavar="TURNS", default=8, help="turns heard backwards")
@@ -257,19 +257,22 @@ def build_parser() -> Parser:
     graph.add_argument("--class-weight", action=on_off, default=False, help="weigh the loss by one over class shares")
 
     both = parser.add_argument_group("both stages")
+    both.add_argument(
+        "--fused-channels", type=number(int, 2), metavar="D", default=64, help="width of the fused features; even"
+    )
     both.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
     both.add_argument(
         "--noise",
         type=number(float, 0),
         metavar="SD",
-        default=0.5,
+        default=0.0,
         help="standard deviation of the noise on training features, in theirs",
     )
     both.add_argument(
         "--drop-utterance",
         type=number(float, 0, 0.99),
         metavar="P",
-        default=0.2,
+        default=0.0,
         help="leave utterances out of training dialogues with this probability, drawn anew every epoch",
     )
     both.add_argument(
@@ -342,6 +345,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--evaluate takes its flags from the run: leave out {', '.join(stray)}")
     if args.export_fused and (args.seeds or args.folds):
         parser.error("--export-fused writes the features of one run: use --seed, or --evaluate RUN/seed0 afterwards")
+    if args.fused_channels % 2:
+        parser.error(
+            f"--fused-channels {args.fused_channels}: past and future share the width evenly; give an even one"
+        )
     if args.continue_train_GAN_step and not args.use_trained_GAN:
         parser.error("--continue-train-GAN-step needs --use-trained-GAN RUN")
     return args
@@ -393,6 +400,7 @@ def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
     """The network for a corpus: its widths, classes and speakers come from the data."""
     fusion = AdversarialFusion(
         shape["dims"],
+        args.fused_channels,
         dropout=args.dropout,
         num_classes=len(shape["label_names"]),
         relativistic=args.GAN_loss == "relativistic",

@@ -3,9 +3,11 @@
     python benchmarks/accuracy.py --features IEMOCAP_features/IEMOCAP_features.pkl
     python benchmarks/accuracy.py --features FILE --folds sessions --rows full,no-stage-1,no-graph
     python benchmarks/accuracy.py --demo --seeds 0,1,2
+    python benchmarks/accuracy.py --features FILE --rows no-stage-1 -- --GAN-task 1 --valid 0
 
-Every row is a set of flags of ``train_IEMOCAP.py`` (the GRU baseline is ``gru_baseline.py``). A row's difference is to
-the full method over the same seeds, with the p-value of a two-sided paired t-test. The table is printed and written to
+Every row is a set of flags of ``train_IEMOCAP.py`` (the GRU baseline is ``gru_baseline.py``). Flags after ``--`` are
+shared by all rows. A row's difference is to the full method over the same seeds, with the p-value of a two-sided paired
+t-test. The table, which shows what a row adds to the shared flags, is printed and written to
 ``accuracy.csv`` and ``accuracy.md`` in ``--out``; a row that is there already is not trained again, and one that was
 interrupted goes on. On the demo, the best score that anything can reach is computed from the corpus's own recipe.
 """
@@ -41,21 +43,22 @@ from train_IEMOCAP import HelpFormatter, Parser, choose_device, fold_choice, loa
 SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
 ROWS = {
     "full": "",
-    "no-stage-1": "--GAN-epochs 0 --epochs 70",
-    "no-stage-1-full-speed": "--GAN-epochs 0 --epochs 70 --generator-speed 1",
+    "no-stage-1": "--GAN-epochs 0",
+    "no-stage-1-equal-budget": "--GAN-epochs 0 --epochs 55 --generator-speed 1",
+    "stage-1-with-task": "--GAN-task 1",
     "no-adversary": "--GAN-adversary 0",
-    "no-labels-in-stage-1": "--GAN-task 0",
-    "reference-losses": "--GAN-loss reference --GAN-task 0 --generator-speed 1",
+    "reference-losses": "--GAN-loss reference --GAN-task 0",
     "no-graph": "--window-past 0 --window-future 0",
-    "valid": "--valid 0.1",
-    "no-noise": "--noise 0 --drop-utterance 0",
+    "last-epoch": "--valid 0",
+    "noisy": "--noise 0.5 --drop-utterance 0.2",
+    "wide": "--fused-channels 128",
     "attention": "--attention",
     "class-weight": "--class-weight",
     "focal": "--focal 2",
     "lr-halved": "--lr 5e-4",
     "lr-doubled": "--lr 2e-3",
-    "GAN-epochs-halved": "--GAN-epochs 20",
-    "GAN-epochs-doubled": "--GAN-epochs 80",
+    "GAN-epochs-halved": "--GAN-epochs 8",
+    "GAN-epochs-doubled": "--GAN-epochs 30",
 }
 
 
@@ -90,7 +93,7 @@ def run_row(name: str, flags: str, data: Sequence[str], args: argparse.Namespace
     if (directory / "config.json").exists():
         run = ["--resume", str(directory)]
     else:
-        run = [*protocol, *flags.split(), "--out", str(directory), "--device", args.device]
+        run = [*protocol, *args.shared, *flags.split(), "--out", str(directory), "--device", args.device]
     threads = max(1, torch.get_num_threads() // args.jobs)
     ended = subprocess.run(
         [sys.executable, str(SCRIPT), *run],
@@ -152,6 +155,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--jobs", type=number(int, 1), default=1, metavar="N", help="rows at once; they share the cores"
     )
+    parser.add_argument("shared", nargs="*", metavar="-- FLAGS", help="flags of train_IEMOCAP.py for every row")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.set_defaults(text_layers="mean", target="emotion", missing="refuse", modalities=None, fold=None)
     return parser
