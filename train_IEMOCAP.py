@@ -519,6 +519,7 @@ def train_classifier(
     # What stage 1 taught the generators is worth keeping, so they follow slowly. One alone was taught nothing.
     speed = args.generator_speed if len(generators) > 1 else 1.0
     parts_and_rates = [(generators, speed * args.lr), (network.classifier, args.lr)]
+    learning = [p for part, _ in parts_and_rates for p in part.parameters()]  # the other players keep old gradients
     optimizer = torch.optim.AdamW(
         [{"params": list(part.parameters()), "lr": rate} for part, rate in parts_and_rates], weight_decay=args.l2
     )
@@ -538,7 +539,7 @@ def train_classifier(
             loss = emotion_loss(logits[batch.mask], batch.labels[batch.mask], weight, args.focal)
             optimizer.zero_grad()
             finite(loss, where).backward()
-            finite(nn.utils.clip_grad_norm_(network.parameters(), CLIP_GRADIENT), where, "norm of the gradients")
+            finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
