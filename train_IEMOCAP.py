@@ -445,9 +445,7 @@ def train_adversarial_fusion(
     average = AveragedModel(fusion.generators, multi_avg_fn=get_ema_multi_avg_fn(GAN_AVERAGING))
     generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr, weight_decay=args.l2)
     speed = DISCRIMINATOR_SPEED if fusion.relativistic else REFERENCE_DISCRIMINATOR_SPEED
-    discriminator_optimizer = torch.optim.AdamW(
-        fusion.discriminators.parameters(), lr=speed * args.GAN_lr, betas=(0.5, 0.99), weight_decay=0
-    )
+    discriminator_optimizer = optimizer_of_discriminators(fusion, speed * args.GAN_lr)
     parts = {
         "fusion": fusion,
         "average": average,
@@ -465,19 +463,9 @@ def train_adversarial_fusion(
             where = f"epoch {epoch} of stage 1, step {step}"
             fused = fusion(batch)
 
-            # Discriminators: tell the real features of a modality from the fused features of the others.
-            discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
-            discriminator_optimizer.zero_grad()
-            finite(sum(discriminator_losses.values()), where).backward()
-            discriminator_optimizer.step()
-
-            # Generators: pass for the other modalities and, unlike the reference's, keep to the utterance.
-            generator_losses = fusion.generator_losses(batch, fused, LABEL_SMOOTHING)
-            loss = sum(weights[name] * term for terms in generator_losses.values() for name, term in terms.items())
-            generator_optimizer.zero_grad()
-            finite(loss, where).backward()
-            finite(nn.utils.clip_grad_norm_(generating.parameters(), CLIP_GRADIENT), where, "norm of the gradients")
-            generator_optimizer.step()
+            discriminator_losses, generator_losses = play(
+                fusion, batch, fused, weights, discriminator_optimizer, generator_optimizer, where
+            )
             average.update_parameters(fusion.generators)
 
             losses.append(
@@ -496,6 +484,42 @@ def train_adversarial_fusion(
         run.save("adversarial", epoch, parts)
     if epochs:
         fusion.generators.load_state_dict(average.module.state_dict())
+
+
+def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
+    """Adam with little momentum and no decay, as R3GAN's discriminators have it."""
+    return torch.optim.AdamW(fusion.discriminators.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0)
+
+
+def play(
+    fusion: AdversarialFusion,
+    batch: Batch,
+    fused: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    discriminator_optimizer: torch.optim.Optimizer,
+    generator_optimizer: torch.optim.Optimizer,
+    where: str,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """A step of each side of the game. Returns the losses of the discriminators and those of the generators, by name.
+
+    Raises:
+        TrainingError: If a loss or a gradient is not finite.
+    """
+    # Discriminators: tell the real features of a modality from the fused features of the others.
+    discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
+    discriminator_optimizer.zero_grad()
+    finite(sum(discriminator_losses.values()), where).backward()
+    discriminator_optimizer.step()
+
+    # Generators: pass for the other modalities and, unlike the reference's, keep to the utterance.
+    generator_losses = fusion.generator_losses(batch, fused, LABEL_SMOOTHING)
+    loss = sum(weights[name] * term for terms in generator_losses.values() for name, term in terms.items())
+    generator_optimizer.zero_grad()
+    finite(loss, where).backward()
+    generating = [p for group in generator_optimizer.param_groups for p in group["params"]]
+    finite(nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT), where, "norm of the gradients")
+    generator_optimizer.step()
+    return discriminator_losses, generator_losses
 
 
 def disturb(batch: Batch, args: argparse.Namespace) -> Batch:

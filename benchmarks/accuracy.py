@@ -115,7 +115,7 @@ def table(results: Mapping[str, tuple[Mapping[int, float], float]], flags: Mappi
     lines = []
     for name, (by_seed, seconds) in results.items():
         values = np.array([by_seed[seed] for seed in full])
-        difference = values - np.array(list(full.values()))
+        reference = np.array(list(full.values()))
         several = name != "full" and len(values) > 1
         lines.append(
             {
@@ -126,8 +126,8 @@ def table(results: Mapping[str, tuple[Mapping[int, float], float]], flags: Mappi
                 "sd": round(values.std(ddof=1), 2) if len(values) > 1 else np.nan,
                 "lowest": round(values.min(), 2),
                 "highest": round(values.max(), 2),
-                "difference": round(difference.mean(), 2),
-                "p": float(f"{stats.ttest_1samp(difference, 0).pvalue:.2g}") if several else np.nan,
+                "difference": round((values - reference).mean(), 2),
+                "p": float(f"{stats.ttest_rel(values, reference).pvalue:.2g}") if several else np.nan,
                 "seconds": round(seconds),
             }
         )
@@ -144,9 +144,7 @@ def markdown(frame: pd.DataFrame) -> str:
 def build_parser() -> Parser:
     """All flags; those that ``train_IEMOCAP.py`` has too mean the same."""
     parser = Parser(description="What each part of GAN-FFN is worth.", formatter_class=HelpFormatter)
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--features", metavar="FILE", help="the feature file")
-    data.add_argument("--demo", action="store_true", help="the synthetic corpus instead of a file")
+    gru_baseline.add_data(parser)
     parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2,3,4,5,6,7,8,9", help="one run each")
     parser.add_argument("--folds", type=fold_choice, metavar="K", help="sessions, or a number of folds")
     parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
@@ -157,7 +155,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("shared", nargs="*", metavar="-- FLAGS", help="flags of train_IEMOCAP.py for every row")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.set_defaults(text_layers="mean", target="emotion", missing="refuse", modalities=None, fold=None)
     return parser
 
 

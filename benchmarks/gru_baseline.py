@@ -178,12 +178,18 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f} ± {deviation}"
 
 
-def build_parser() -> Parser:
-    """All flags; those that ``train_IEMOCAP.py`` has too mean the same and have the same defaults."""
-    parser = Parser(description="The floor that GAN-FFN must beat: a plain GRU.", formatter_class=HelpFormatter)
+def add_data(parser: Parser) -> None:
+    """Give a benchmark the flags that name its data, and what else `load_corpus` asks for."""
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--features", metavar="FILE", help="the feature file")
     data.add_argument("--demo", action="store_true", help="the synthetic corpus instead of a file")
+    parser.set_defaults(text_layers="mean", target="emotion", missing="refuse", modalities=None, fold=None)
+
+
+def build_parser() -> Parser:
+    """All flags; those that ``train_IEMOCAP.py`` has too mean the same and have the same defaults."""
+    parser = Parser(description="The floor that GAN-FFN must beat: a plain GRU.", formatter_class=HelpFormatter)
+    add_data(parser)
     parser.add_argument("--modalities", type=modality_list, metavar="LIST", help="which to use (default: all)")
     share = number(float, 0, 0.9)
     parser.add_argument("--valid", type=share, metavar="SHARE", default=0.1, help="of the training dialogues")
@@ -199,7 +205,6 @@ def build_parser() -> Parser:
     parser.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--no-cuda", action="store_true", help="the CPU, whatever there is")
-    parser.set_defaults(text_layers="mean", target="emotion", missing="refuse", fold=None)
     return parser
 
 

@@ -27,11 +27,12 @@ import numpy as np
 import pandas as pd
 import torch
 from accuracy import markdown
-from gru_baseline import mean_and_deviation
+from gru_baseline import add_data, mean_and_deviation
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 from torch.nn import functional as F
 from torch_geometric import seed_everything
 
@@ -39,7 +40,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataloader import Corpus, Dialogue, InputError, Standardiser, batches, carve_validation, collate
 from model import AdversarialFusion
-from train_IEMOCAP import CLIP_GRADIENT, LABEL_SMOOTHING, HelpFormatter, Parser, fuse, load_corpus, number, seed_list
+from train_IEMOCAP import (
+    DISCRIMINATOR_SPEED,
+    REFERENCE_DISCRIMINATOR_SPEED,
+    HelpFormatter,
+    Parser,
+    fuse,
+    load_corpus,
+    number,
+    optimizer_of_discriminators,
+    play,
+    seed_list,
+)
+from utils import TrainingError
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class Game:
     """How stage 1 is played; as it stands here, as the reference does."""
 
     padding: bool = True  # whether padded positions count as utterances
-    speed: float = 0.5  # learning rate of discriminators over that of generators
+    speed: float = REFERENCE_DISCRIMINATOR_SPEED  # learning rate of discriminators over that of generators
     relativistic: bool = False  # R3GAN's loss with R1 and R2 instead of binary cross entropy
     tied: float = 0.0  # weight of matching and reconstruction
     task: float = 0.0  # weight of each generator's emotion loss
@@ -56,10 +69,10 @@ class Game:
 ROWS = {
     "as the reference": Game(),
     "+ padding masked": Game(padding=False),
-    "+ faster discriminators": Game(padding=False, speed=2.0),
-    "+ relativistic, R1 and R2": Game(padding=False, speed=2.0, relativistic=True),
-    "+ matching, reconstruction": Game(padding=False, speed=2.0, relativistic=True, tied=1.0),
-    "+ emotion loss": Game(padding=False, speed=2.0, relativistic=True, tied=1.0, task=1.0),
+    "+ faster discriminators": Game(padding=False, speed=DISCRIMINATOR_SPEED),
+    "+ relativistic, R1 and R2": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True),
+    "+ matching, reconstruction": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True, tied=1.0),
+    "+ emotion loss": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True, tied=1.0, task=1.0),
 }
 
 
@@ -67,29 +80,17 @@ def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], args: argpa
     """The fusion after stage 1."""
     fusion = AdversarialFusion(corpus.dims, num_classes=corpus.num_classes, relativistic=game.relativistic)
     fusion.to(args.device).train()
-    generating = [p for name, p in fusion.named_parameters() if not name.startswith("discriminators")]
-    generator_optimizer = torch.optim.AdamW(generating, lr=args.GAN_lr)
-    discriminator_optimizer = torch.optim.AdamW(
-        fusion.discriminators.parameters(), lr=game.speed * args.GAN_lr, betas=(0.5, 0.99), weight_decay=0
-    )
+    generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.heads])
+    generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr)
+    discriminator_optimizer = optimizer_of_discriminators(fusion, game.speed * args.GAN_lr)
     weights = {"adversarial": 1.0, "matching": game.tied, "reconstruction": game.tied, "task": game.task}
     loader = batches(dialogues, args.batch_size, torch.Generator().manual_seed(torch.initial_seed()))
-    for _ in range(args.epochs):
+    for epoch in range(1, args.epochs + 1):
         for batch in loader:
             batch = batch.to(args.device)
             fused = fusion(batch)
-            # What the game sees; padding has no label, so rows that count it have no task.
             seen = replace(batch, mask=torch.ones_like(batch.mask)) if game.padding else batch
-            discriminator_optimizer.zero_grad()
-            sum(fusion.discriminator_losses(seen, fused, gamma=1.0).values()).backward()
-            discriminator_optimizer.step()
-            losses = fusion.generator_losses(seen, fused, LABEL_SMOOTHING)
-            generator_optimizer.zero_grad()
-            sum(
-                weights[name] * term for terms in losses.values() for name, term in terms.items() if weights[name]
-            ).backward()
-            torch.nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT)
-            generator_optimizer.step()
+            play(fusion, seen, fused, weights, discriminator_optimizer, generator_optimizer, f"epoch {epoch}")
     return fusion.eval()
 
 
@@ -99,7 +100,8 @@ def look(
 ) -> dict[str, float]:
     """The columns of the table for one fusion."""
     batch = collate(valid).to(args.device)
-    fused = {m: f[batch.mask] for m, f in fusion(batch).items()}
+    whole = fusion(batch)
+    fused = {m: f[batch.mask] for m, f in whole.items()}
     real = fusion.real(batch)
     dialogue = torch.arange(len(valid), device=args.device).unsqueeze(1).expand_as(batch.mask)[batch.mask]
     elsewhere = dialogue.unsqueeze(1) != dialogue
@@ -109,56 +111,52 @@ def look(
         near = F.normalize(fused[m], dim=-1) @ F.normalize(real[k], dim=-1).T
         nearest = near.masked_fill(elsewhere, -torch.inf).argmax(1)
         kept.append((nearest == torch.arange(len(nearest), device=args.device)).double().mean().item())
-    generators = [terms["adversarial"].item() for terms in fusion.generator_losses(batch, fusion(batch)).values()]
-    x, y = (
-        [np.hstack(list(fuse(fusion, d, args).values())), np.concatenate([e.labels for e in d])] for d in (train, valid)
-    )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)).fit(*x)
+    generators = [terms["adversarial"].item() for terms in fusion.generator_losses(batch, whole).values()]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    probe.fit(np.hstack(list(fuse(fusion, train, args).values())), np.concatenate([d.labels for d in train]))
+    predicted = probe.predict(torch.cat(list(fused.values()), dim=-1).cpu().numpy())
     return {
         "D wins most, %": 100 * max(wins),
         "D wins least, %": 100 * min(wins),
         "lowest loss of G": min(generators),
         "highest loss of G": max(generators),
         "pairs kept, %": 100 * float(np.mean(kept)),
-        "emotion kept, weighted F1": 100 * f1_score(y[1], probe.predict(y[0]), average="weighted"),
+        "emotion kept, weighted F1": 100 * f1_score(batch.labels[batch.mask].cpu(), predicted, average="weighted"),
     }
 
 
 def build_parser() -> Parser:
     """All flags; those that ``train_IEMOCAP.py`` has too mean the same."""
     parser = Parser(description="Why the reference was unstable.", formatter_class=HelpFormatter)
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--features", metavar="FILE", help="the feature file")
-    data.add_argument("--demo", action="store_true", help="the synthetic corpus instead of a file")
+    add_data(parser)
     parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2,3,4", help="one run of each row each")
     parser.add_argument("--epochs", type=number(int, 1), metavar="N", default=30, help="of stage 1")
     parser.add_argument("--GAN-lr", type=number(float, 0, above=True), metavar="LR", default=1e-3, help="of generators")
     parser.add_argument("--batch-size", type=number(int, 1), metavar="B", default=32, help="dialogues a step")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    parser.set_defaults(text_layers="mean", target="emotion", missing="refuse", modalities=None, fold=None)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script. Returns the exit status: 0, 2 for bad input."""
+    """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input."""
     args = build_parser().parse_args(argv)
+    lines = []
     try:
         corpus = load_corpus(args)
         parts = [carve_validation(corpus, 0.2, seed) for seed in args.seeds]
-    except InputError as error:
+        for name, game in ROWS.items():
+            figures = []
+            for seed, part in zip(args.seeds, parts, strict=True):
+                seed_everything(seed)
+                standardise = Standardiser.fit(part.split("train"))
+                known, held_out = ([standardise(d) for d in part.split(split)] for split in ("train", "valid"))
+                figures.append(look(train(game, corpus, known, args), known, held_out, args))
+            columns = {title: mean_and_deviation([f[title] for f in figures]) for title in figures[0]}
+            lines.append({"stage 1": name, **columns})
+            print(f"{name}: {columns}", flush=True)
+    except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    lines = []
-    for name, game in ROWS.items():
-        figures = []
-        for seed, part in zip(args.seeds, parts, strict=True):
-            seed_everything(seed)
-            standardise = Standardiser.fit(part.split("train"))
-            known, held_out = ([standardise(d) for d in part.split(split)] for split in ("train", "valid"))
-            figures.append(look(train(game, corpus, known, args), known, held_out, args))
-        columns = {title: mean_and_deviation([f[title] for f in figures]) for title in figures[0]}
-        lines.append({"stage 1": name, **columns})
-        print(f"{name}: {columns}", flush=True)
+        return 2 if isinstance(error, InputError) else 1
     print(f"\n{markdown(pd.DataFrame(lines))}")
     return 0
 
