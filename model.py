@@ -230,7 +230,7 @@ class AdversarialFusion(nn.Module):
     def __init__(
         self,
         dims: Mapping[str, int],
-        fused_channels: int = 64,
+        fused_channels: int = 128,
         blocks: int = 2,
         dropout: float = 0.4,
         num_classes: int = 0,

@@ -41,6 +41,7 @@ from dataloader import (
     batches,
     carve_validation,
     cross_validation,
+    session_of,
     synthetic_corpus,
 )
 from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
@@ -54,6 +55,7 @@ GAN_AVERAGING = 0.98  # of the generators in stage 1, a step
 AVERAGING = 0.98  # of all weights in stage 2, a step
 LABEL_SMOOTHING = 0.1
 CLIP_GRADIENT = 1.0  # norm
+SESSION_SMOOTHING = 5.0  # utterances of each class that a session is taken to have besides its own
 HEADLINES = ["weighted_f1", "macro_f1", "accuracy", "loss"]  # what a summary of seeds shows
 
 # Flags ---------------------------------------------------------------------------------------------------------------
@@ -185,9 +187,9 @@ def build_parser() -> Parser:
         "--valid",
         type=number(float, 0, 0.9),
         metavar="SHARE",
-        default=0.1,
+        default=0.0,
         help="part of the training dialogues set aside to choose the epoch on; 0 trains on all of them and takes the "
-        "last epoch; a file's own validation split is used whatever is said here",
+        "last epoch, where the schedule ends; a file's own validation split is used whatever is said here",
     )
     data.add_argument(
         "--folds",
@@ -254,25 +256,31 @@ def build_parser() -> Parser:
     graph.add_argument(
         "--focal", type=number(float, 0), metavar="GAMMA", default=0.0, help="focal loss: exponent of what is missing"
     )
+    graph.add_argument(
+        "--session-shares",
+        action=on_off,
+        default=True,
+        help="keep how often each emotion is in a training session out of what is learnt, where ids name sessions",
+    )
     graph.add_argument("--class-weight", action=on_off, default=False, help="weigh the loss by one over class shares")
 
     both = parser.add_argument_group("both stages")
     both.add_argument(
-        "--fused-channels", type=number(int, 2), metavar="D", default=64, help="width of the fused features; even"
+        "--fused-channels", type=number(int, 2), metavar="D", default=128, help="width of the fused features; even"
     )
     both.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
     both.add_argument(
         "--noise",
         type=number(float, 0),
         metavar="SD",
-        default=0.0,
+        default=0.5,
         help="standard deviation of the noise on training features, in theirs",
     )
     both.add_argument(
         "--drop-utterance",
         type=number(float, 0, 0.99),
         metavar="P",
-        default=0.0,
+        default=0.2,
         help="leave utterances out of training dialogues with this probability, drawn anew every epoch",
     )
     both.add_argument(
@@ -538,6 +546,7 @@ def train_classifier(
     shuffle = torch.Generator().manual_seed(args.seed)
     loader = batches(data["train"], args.batch_size, shuffle)
     weight = class_weights(data["train"], network.classifier.num_classes).to(args.device) if args.class_weight else None
+    shifts = label_shifts(data["train"], network.classifier.num_classes) if args.session_shares else {}
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
     generators = network.fusion.generators
     # What stage 1 taught the generators is worth keeping, so they follow slowly. One alone was taught nothing.
@@ -560,7 +569,8 @@ def train_classifier(
             batch = disturb(batch, args).to(args.device)
             where = f"epoch {epoch} of stage 2, step {step}"
             logits = network(batch)
-            loss = emotion_loss(logits[batch.mask], batch.labels[batch.mask], weight, args.focal)
+            shifted = logits + torch.stack([shifts[i] for i in batch.ids]).unsqueeze(1).to(logits) if shifts else logits
+            loss = emotion_loss(shifted[batch.mask], batch.labels[batch.mask], weight, args.focal)
             optimizer.zero_grad()
             finite(loss, where).backward()
             finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
@@ -637,6 +647,22 @@ def class_weights(dialogues: Sequence[Dialogue], num_classes: int) -> Tensor:
     counts = torch.bincount(torch.from_numpy(np.concatenate([d.labels for d in dialogues])), minlength=num_classes)
     present = counts > 0
     return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
+
+
+def label_shifts(dialogues: Sequence[Dialogue], num_classes: int) -> dict[str, Tensor]:
+    """How much likelier each class is in a dialogue's session than in all of them, as logarithms; id to ``[C]``.
+
+    Added to the logits in training, never after it, they account for the sessions' shares of emotions, so that the
+    network need not: what it learns stands on the shares of all sessions together (logit adjustment, arXiv 2007.07314,
+    with a prior for each session). All 0 where ids name one session, or none.
+    """
+    sessions = {d.id: session_of(d.id) for d in dialogues}
+    counts = {session: torch.full((num_classes,), SESSION_SMOOTHING) for session in sessions.values()}
+    for d in dialogues:
+        counts[sessions[d.id]] += torch.from_numpy(d.labels).bincount(minlength=num_classes)
+    shares = {session: (count / count.sum()).log() for session, count in counts.items()}
+    pooled = sum(counts.values())
+    return {i: shares[session] - (pooled / pooled.sum()).log() for i, session in sessions.items()}
 
 
 def finite(loss: Tensor, where: str, name: str = "loss") -> Tensor:

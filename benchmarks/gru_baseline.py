@@ -192,7 +192,7 @@ def build_parser() -> Parser:
     add_data(parser)
     parser.add_argument("--modalities", type=modality_list, metavar="LIST", help="which to use (default: all)")
     share = number(float, 0, 0.9)
-    parser.add_argument("--valid", type=share, metavar="SHARE", default=0.1, help="of the training dialogues")
+    parser.add_argument("--valid", type=share, metavar="SHARE", default=0.0, help="of the training dialogues")
     parser.add_argument("--folds", type=fold_choice, metavar="K", help="sessions, or a number of folds")
     parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
     parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2", help="one run each")

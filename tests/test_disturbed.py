@@ -1,12 +1,14 @@
 """What training does to dialogues and losses: noise, left-out utterances, focal loss, the reference's game."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import train_IEMOCAP
-from dataloader import IGNORE_LABEL, collate, synthetic_corpus
+from dataloader import IGNORE_LABEL, collate, session_of, synthetic_corpus
 from model import AdversarialFusion
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
@@ -55,6 +57,28 @@ def test_focal_loss_weighs_the_utterance_by_what_is_missing():
     p = torch.stack([row[label] for row, label in zip(logits.softmax(-1), labels, strict=True)])
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     assert torch.allclose(train_IEMOCAP.emotion_loss(logits, labels, None, 2), (each * (1 - p) ** 2).mean())
+
+
+def test_a_session_s_shares_of_emotions_are_accounted_for_against_those_of_all():
+    corpus = synthetic_corpus(train=12, test=1, mean_length=30, dims=DIMS)
+    dialogues = corpus.split("train")
+    shifts = train_IEMOCAP.label_shifts(dialogues, 6)
+
+    def log_shares(some):
+        counts = sum(torch.from_numpy(d.labels).bincount(minlength=6) for d in some)
+        smoothed = counts + train_IEMOCAP.SESSION_SMOOTHING * len({session_of(d.id) for d in some})
+        return (smoothed / smoothed.sum()).log()
+
+    for d in dialogues:
+        own = log_shares([e for e in dialogues if session_of(e.id) == session_of(d.id)])
+        assert torch.allclose(shifts[d.id], own - log_shares(dialogues), atol=1e-6)
+    assert max(shift.abs().max() for shift in shifts.values()) > 0.1
+
+
+def test_without_sessions_in_the_ids_there_is_nothing_to_account_for():
+    dialogues = synthetic_corpus(train=6, test=1, mean_length=12, dims=DIMS).split("train")
+    nameless = [replace(d, id=f"dialogue{i}") for i, d in enumerate(dialogues)]
+    assert not any(shift.any() for shift in train_IEMOCAP.label_shifts(nameless, 6).values())
 
 
 def test_the_game_of_the_reference_is_binary_cross_entropy(batch):
