@@ -18,7 +18,7 @@ from feature_files import inspect, read, write_nine_tuple
 from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
-QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--device", "cpu", "--no-tensorboard"]
+QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--fused-channels", "16", "--device", "cpu", "--no-tensorboard"]
 SCRIPTS = Path(__file__).parent.parent
 
 

@@ -29,7 +29,7 @@ from feature_files import write_nine_tuple
 from utils import Run
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
-QUICK = ["--epochs", "3", "--GAN-epochs", "2", "--valid", "0.2", "--device", "cpu"]
+QUICK = ["--epochs", "3", "--GAN-epochs", "2", "--valid", "0.2", "--fused-channels", "16", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import train_IEMOCAP
 from dataloader import synthetic_corpus
 from feature_files import read, write_nine_tuple
 
-QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--device", "cpu"]
+QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--fused-channels", "16", "--device", "cpu"]
 PICTURES = ["GAN_loss.png", "confusion_matrix.png", "training_curves.png", "fused_features.png"]
 
 
@@ -174,7 +174,7 @@ def test_fused_features_load_as_the_field_loads_them(finished, corpus, tmp_path)
         assert (speakers[i], labels[i]) == (list(dialogue.speakers), dialogue.labels.tolist())
         for modality in (text, audio, visual):
             tensor = torch.FloatTensor(np.array(modality[i]))
-            assert tensor.shape == (len(dialogue), 64)
+            assert tensor.shape == (len(dialogue), 16)
             assert tensor.isfinite().all()
 
 
