@@ -549,7 +549,7 @@ def train_classifier(
     shifts = label_shifts(data["train"], network.classifier.num_classes) if args.session_shares else {}
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
     generators = network.fusion.generators
-    # What stage 1 taught the generators is worth keeping, so they follow slowly. One alone was taught nothing.
+    # Generators may follow slowly, to keep more of what stage 1 taught them. One alone was taught nothing.
     speed = args.generator_speed if len(generators) > 1 else 1.0
     parts_and_rates = [(generators, speed * args.lr), (network.classifier, args.lr)]
     learning = [p for part, _ in parts_and_rates for p in part.parameters()]  # the other players keep old gradients
@@ -642,9 +642,14 @@ def emotion_loss(logits: Tensor, labels: Tensor, weight: Tensor | None, focal: f
     return each.sum() / (len(labels) if weight is None else weight[labels].sum())
 
 
+def label_counts(dialogues: Sequence[Dialogue], num_classes: int) -> Tensor:
+    """How many utterances each class has, ``[C]``."""
+    return torch.bincount(torch.from_numpy(np.concatenate([d.labels for d in dialogues])), minlength=num_classes)
+
+
 def class_weights(dialogues: Sequence[Dialogue], num_classes: int) -> Tensor:
     """One over each class's share, scaled to a mean of 1 over the utterances; 0 for a class without any, ``[C]``."""
-    counts = torch.bincount(torch.from_numpy(np.concatenate([d.labels for d in dialogues])), minlength=num_classes)
+    counts = label_counts(dialogues, num_classes)
     present = counts > 0
     return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
 
@@ -656,13 +661,13 @@ def label_shifts(dialogues: Sequence[Dialogue], num_classes: int) -> dict[str, T
     network need not: what it learns stands on the shares of all sessions together (logit adjustment, arXiv 2007.07314,
     with a prior for each session). All 0 where ids name one session, or none.
     """
-    sessions = {d.id: session_of(d.id) for d in dialogues}
-    counts = {session: torch.full((num_classes,), SESSION_SMOOTHING) for session in sessions.values()}
+    sessions: dict[str, list[Dialogue]] = {}
     for d in dialogues:
-        counts[sessions[d.id]] += torch.from_numpy(d.labels).bincount(minlength=num_classes)
-    shares = {session: (count / count.sum()).log() for session, count in counts.items()}
+        sessions.setdefault(session_of(d.id), []).append(d)
+    counts = {name: SESSION_SMOOTHING + label_counts(members, num_classes) for name, members in sessions.items()}
     pooled = sum(counts.values())
-    return {i: shares[session] - (pooled / pooled.sum()).log() for i, session in sessions.items()}
+    shifts = {name: (count / count.sum()).log() - (pooled / pooled.sum()).log() for name, count in counts.items()}
+    return {d.id: shifts[session_of(d.id)] for d in dialogues}
 
 
 def finite(loss: Tensor, where: str, name: str = "loss") -> Tensor:

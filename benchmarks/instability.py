@@ -88,9 +88,8 @@ def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], args: argpa
     for epoch in range(1, args.epochs + 1):
         for batch in loader:
             batch = batch.to(args.device)
-            if (
-                game.padding
-            ):  # the generators read it too, else what they made of it would be the zeros of the real side
+            # The generators read padding too, else what they made of it would be the zeros of the real side.
+            if game.padding:
                 batch = replace(batch, mask=torch.ones_like(batch.mask))
             play(fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, f"epoch {epoch}")
     return fusion.eval()

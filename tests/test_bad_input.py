@@ -367,18 +367,7 @@ def test_trains_on_what_is_odd_but_legal(command, save, nine, tmp_path, oddity):
 
 # A loss that is not finite --------------------------------------------------------------------------------------------
 
-TWO = [
-    "--epochs",
-    "2",
-    "--GAN-epochs",
-    "2",
-    "--batch-size",
-    "4",
-    "--no-tensorboard",
-    "--fused-channels",
-    "16",
-    "--no-cuda",
-]
+TWO = ["--epochs=2", "--GAN-epochs=2", "--batch-size=4", "--fused-channels=16", "--no-tensorboard", "--no-cuda"]
 
 
 @pytest.mark.parametrize("stage, number, part", [("adversarial", 1, "fusion"), ("classifier", 2, "network")])
