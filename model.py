@@ -156,7 +156,7 @@ class FusedFeatureGenerator(nn.Module):
         dropout: Probability, between 0 and 1.
     """
 
-    def __init__(self, in_channels: int, fused_channels: int, blocks: int = 2, dropout: float = 0.4):
+    def __init__(self, in_channels: int, fused_channels: int, blocks: int = 1, dropout: float = 0.4):
         super().__init__()
         self.embed = nn.Linear(2 * in_channels, fused_channels)
         self.blocks = nn.ModuleList(PartyBlock(fused_channels, dropout) for _ in range(blocks))
@@ -231,7 +231,7 @@ class AdversarialFusion(nn.Module):
         self,
         dims: Mapping[str, int],
         fused_channels: int = 128,
-        blocks: int = 2,
+        blocks: int = 1,
         dropout: float = 0.4,
         num_classes: int = 0,
         relativistic: bool = True,

@@ -290,7 +290,7 @@ def build_parser() -> Parser:
         metavar="LIST",
         help="hide modalities from training utterances with a probability, such as visual:0.3,acoustic:0.2",
     )
-    both.add_argument("--batch-size", type=number(int, 1), metavar="B", default=16, help="dialogues a step")
+    both.add_argument("--batch-size", type=number(int, 1), metavar="B", default=8, help="dialogues a step")
 
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="run directory (default: runs/ and the data's name, time)")
