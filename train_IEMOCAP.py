@@ -241,7 +241,7 @@ def build_parser() -> Parser:
 
     graph = parser.add_argument_group("stage 2: graph-based emotion classifier")
     graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=40, help="epochs")
-    graph.add_argument("--lr", type=number(float, 0, above=True), default=1e-3, help="peak learning rate")
+    graph.add_argument("--lr", type=number(float, 0, above=True), default=5e-4, help="peak learning rate")
     graph.add_argument("--l2", type=number(float, 0), default=1e-2, help="weight decay, decoupled (AdamW)")
     graph.add_argument(
         "--generator-speed",
@@ -290,7 +290,7 @@ def build_parser() -> Parser:
         metavar="LIST",
         help="hide modalities from training utterances with a probability, such as visual:0.3,acoustic:0.2",
     )
-    both.add_argument("--batch-size", type=number(int, 1), metavar="B", default=8, help="dialogues a step")
+    both.add_argument("--batch-size", type=number(int, 1), metavar="B", default=16, help="dialogues a step")
 
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="run directory (default: runs/ and the data's name, time)")

@@ -377,7 +377,7 @@ def test_a_directory_that_becomes_read_only_ends_in_a_line(stopped, finished, co
 def test_out_of_memory_ends_in_a_line_that_says_what_to_lower(stopped, finished, command, capsys):
     directory = stopped(raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")))
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "out of memory on cpu" in said and "--batch-size (8 now)" in said
+    assert said.count("\n") == 1 and "out of memory on cpu" in said and "--batch-size (16 now)" in said
     assert command("--resume", directory) == (0, "")
     assert same(directory, finished)
 
