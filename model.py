@@ -202,13 +202,11 @@ class AdversarialFusion(nn.Module):
     regularised relativistic one of R3GAN (arXiv 2501.05441, equations 2 and 5), over real utterances only::
 
         D_k minimises  E softplus(D_k(f_m) - D_k(x_k)) + gamma/2 (E |grad D_k(x_k)|^2 + E |grad D_k(f_m)|^2)
-        G_m minimises  E softplus(D_k(x_k) - D_k(f_m)) + matching + reconstruction + task
+        G_m minimises  E softplus(D_k(x_k) - D_k(f_m)) + matching + reconstruction
 
-    The utterance is the same on both sides, so that the pairing of the modalities takes part. Three terms tie f_m to
-    its utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features; a linear
-    reconstruction of x_m from f_m; and the task, a linear classifier of the emotion on f_m alone (the last two as
-    ARGF, arXiv 1911.07848). The task is there to make every modality learn before the strongest of them can explain the
-    labels for all (arXiv 1905.12681).
+    The utterance is the same on both sides, so that the pairing of the modalities takes part. Two terms tie f_m to
+    its utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features; and a linear
+    reconstruction of x_m from f_m, as in ARGF (arXiv 1911.07848).
 
     The game as the reference plays it, for comparison, is that of binary cross entropy without penalties::
 
@@ -223,7 +221,6 @@ class AdversarialFusion(nn.Module):
         fused_channels: Width of the fused features.
         blocks: Depth of the generators.
         dropout: Of the generators.
-        num_classes: How many emotions the task knows; 0 leaves the task out.
         relativistic: Whether the game is R3GAN's or the reference's.
     """
 
@@ -233,7 +230,6 @@ class AdversarialFusion(nn.Module):
         fused_channels: int = 128,
         blocks: int = 1,
         dropout: float = 0.4,
-        num_classes: int = 0,
         relativistic: bool = True,
     ):
         super().__init__()
@@ -243,9 +239,6 @@ class AdversarialFusion(nn.Module):
         )
         self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
         self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
-        self.heads = nn.ModuleDict(
-            {m: nn.Sequential(nn.Dropout(dropout), nn.Linear(fused_channels, num_classes)) for m in dims if num_classes}
-        )
         self.fused_channels = fused_channels
         for m, d in dims.items():
             self.register_buffer(f"bring_{m}", nn.init.orthogonal_(torch.empty(d, fused_channels)))
@@ -293,17 +286,14 @@ class AdversarialFusion(nn.Module):
             losses[k].append(mean(F.softplus(on_fake - on_real)) + gamma / 2 * penalty)
         return {k: torch.stack(each).mean() for k, each in losses.items()}
 
-    def generator_losses(
-        self, batch: Batch, fused: Mapping[str, Tensor], label_smoothing: float = 0.0
-    ) -> dict[str, dict[str, Tensor]]:
-        """Losses of each generator by name: ``adversarial``, ``matching``, ``reconstruction``, ``task``.
+    def generator_losses(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Losses of each generator by name: ``adversarial``, ``matching``, ``reconstruction``.
 
         The first two are means over the discriminators that the generator plays against.
 
         Args:
-            batch: Where the real features and the labels are.
+            batch: Where the real features are.
             fused: What `forward` made of the same batch.
-            label_smoothing: Of the task's cross entropy.
         """
         real = self.real(batch)
         losses: dict[str, dict[str, Tensor]] = {}
@@ -322,10 +312,6 @@ class AdversarialFusion(nn.Module):
                 "matching": torch.stack(matching).mean(),
                 "reconstruction": mean(F.smooth_l1_loss(rebuilt, given, reduction="none")),
             }
-            if self.heads:
-                told, labels = (having(x, batch, m) for x in (self.heads[m](f), batch.labels[batch.mask]))
-                task = F.cross_entropy(told, labels, label_smoothing=label_smoothing) if len(labels) else told.sum()
-                losses[m]["task"] = task
         return losses
 
 

@@ -211,13 +211,6 @@ def build_parser() -> Parser:
     fusion.add_argument("--GAN-epochs", type=number(int, 0), metavar="N", default=15, help="epochs; 0 leaves it out")
     fusion.add_argument("--GAN-lr", type=number(float, 0, above=True), metavar="LR", default=1e-3, help="of generators")
     fusion.add_argument(
-        "--GAN-task",
-        type=number(float, 0),
-        metavar="W",
-        default=0.0,
-        help="weight of each generator's own emotion loss; at 0 stage 1 sees no label",
-    )
-    fusion.add_argument(
         "--GAN-adversary",
         type=number(float, 0),
         metavar="W",
@@ -243,13 +236,6 @@ def build_parser() -> Parser:
     graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=40, help="epochs")
     graph.add_argument("--lr", type=number(float, 0, above=True), default=5e-4, help="peak learning rate")
     graph.add_argument("--l2", type=number(float, 0), default=1e-2, help="weight decay, decoupled (AdamW)")
-    graph.add_argument(
-        "--generator-speed",
-        type=number(float, 0),
-        metavar="SHARE",
-        default=1.0,
-        help="learning rate of the generators over --lr, of two modalities or more; 0 freezes them",
-    )
     graph.add_argument("--window-past", type=number(int, 0), metavar="TURNS", default=8, help="turns heard backwards")
     graph.add_argument("--window-future", type=number(int, 0), metavar="TURNS", default=8, help="turns heard ahead")
     graph.add_argument("--attention", action=on_off, default=False, help="nodal attention over the dialogue on top")
@@ -410,7 +396,6 @@ def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
         shape["dims"],
         args.fused_channels,
         dropout=args.dropout,
-        num_classes=len(shape["label_names"]),
         relativistic=args.GAN_loss == "relativistic",
     )
     classifier = GraphEmotionClassifier(
@@ -430,8 +415,8 @@ def train_adversarial_fusion(
 ) -> None:
     """Stage 1: every modality's fused features learn to pass for the other modalities.
 
-    No label is looked at, unless ``--GAN-task`` has them tell the emotion alone as well. At the end the generators are
-    the exponential moving average of themselves over the steps (arXiv 1806.04498).
+    No label is looked at. At the end the generators are the exponential moving average of themselves over the steps
+    (arXiv 1806.04498).
     """
     epochs = args.GAN_epochs
     if len(fusion.generators) < 2:
@@ -442,13 +427,12 @@ def train_adversarial_fusion(
         epochs = args.continue_train_GAN_step
     shuffle = torch.Generator().manual_seed(args.seed)
     loader = batches(dialogues, args.batch_size, shuffle)
-    generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.heads])
+    generating = nn.ModuleList([fusion.generators, fusion.decoders])
     tied = float(fusion.relativistic)
     weights = {
         "adversarial": args.GAN_adversary,
         "matching": args.GAN_adversary * tied,
         "reconstruction": tied,
-        "task": args.GAN_task,
     }
     average = AveragedModel(fusion.generators, multi_avg_fn=get_ema_multi_avg_fn(GAN_AVERAGING))
     generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr, weight_decay=args.l2)
@@ -481,7 +465,7 @@ def train_adversarial_fusion(
                 | {f"{k}_D_loss": loss.item() for k, loss in discriminator_losses.items()}
                 | {
                     f"{m}_{t}": terms[t].item()
-                    for t in ("matching", "reconstruction", "task")
+                    for t in ("matching", "reconstruction")
                     for m, terms in generator_losses.items()
                 }
             )
@@ -520,7 +504,7 @@ def play(
     discriminator_optimizer.step()
 
     # Generators: pass for the other modalities and, unlike the reference's, keep to the utterance.
-    generator_losses = fusion.generator_losses(batch, fused, LABEL_SMOOTHING)
+    generator_losses = fusion.generator_losses(batch, fused)
     loss = sum(weights[name] * term for terms in generator_losses.values() for name, term in terms.items())
     generator_optimizer.zero_grad()
     finite(loss, where).backward()
@@ -548,17 +532,10 @@ def train_classifier(
     weight = class_weights(data["train"], network.classifier.num_classes).to(args.device) if args.class_weight else None
     shifts = label_shifts(data["train"], network.classifier.num_classes) if args.session_shares else {}
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
-    generators = network.fusion.generators
-    # Generators may follow slowly, to keep more of what stage 1 taught them. One alone was taught nothing.
-    speed = args.generator_speed if len(generators) > 1 else 1.0
-    parts_and_rates = [(generators, speed * args.lr), (network.classifier, args.lr)]
-    learning = [p for part, _ in parts_and_rates for p in part.parameters()]  # the other players keep old gradients
-    optimizer = torch.optim.AdamW(
-        [{"params": list(part.parameters()), "lr": rate} for part, rate in parts_and_rates], weight_decay=args.l2
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [rate for _, rate in parts_and_rates], total_steps=args.epochs * len(loader)
-    )
+    # The other players of stage 1 rest: they keep old gradients, and decay would move them.
+    learning = [*network.fusion.generators.parameters(), *network.classifier.parameters()]
+    optimizer = torch.optim.AdamW(learning, lr=args.lr, weight_decay=args.l2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * len(loader))
     parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}
     done = run.restore("classifier", parts)
     for epoch in progress("stage 2", done, args.epochs):
@@ -920,8 +897,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
 def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path: str) -> None:
     """Write the fused features of every utterance in the places of the raw ones.
 
-    They are the features of stage 1: of test dialogues they depend on no label, of training dialogues they depend on
-    their labels if stage 1 was trained with ``--GAN-task``, and the line that is printed says which.
+    They are the features of stage 1, which looks at no label.
 
     Raises:
         InputError: If the run had no stage 1, or the file cannot be written.
@@ -936,12 +912,7 @@ def export_fused(directory: Path, corpus: Corpus, args: argparse.Namespace, path
     parts = {m: np.split(x, ends) for m, x in fused.items()}
     features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}
     feature_files.write_nine_tuple(replace(corpus, dialogues=features), path)
-    seen = (
-        "no label was used"
-        if not args.GAN_task
-        else "the labels of training dialogues were used; without --GAN-task none is"
-    )
-    print(f"Fused features of {len(dialogues)} dialogues written to {path} ({seen}).")
+    print(f"Fused features of {len(dialogues)} dialogues written to {path} (no label was used).")
 
 
 def check_export(args: argparse.Namespace, corpus: Corpus, path: str) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py --features IEMOCAP_features/IEMOCAP_features.pkl
     python benchmarks/accuracy.py --features FILE --folds sessions --rows full,no-stage-1,no-graph
     python benchmarks/accuracy.py --demo --seeds 0,1,2
-    python benchmarks/accuracy.py --features FILE --rows no-stage-1 -- --GAN-task 1 --valid 0.1
+    python benchmarks/accuracy.py --features FILE --rows no-stage-1 -- --valid 0.1
 
 Every row is a set of flags of ``train_IEMOCAP.py`` (the GRU baseline is ``gru_baseline.py``). Flags after ``--`` are
 shared by all rows. A row's difference is to the full method over the same seeds, with the p-value of a two-sided paired
@@ -44,10 +44,9 @@ SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
 ROWS = {
     "full": "",
     "no-stage-1": "--GAN-epochs 0",
-    "no-stage-1-equal-budget": "--GAN-epochs 0 --epochs 55 --generator-speed 1",
-    "stage-1-with-task": "--GAN-task 1 --GAN-epochs 30 --epochs 25 --generator-speed 0.2",
+    "no-stage-1-equal-budget": "--GAN-epochs 0 --epochs 55",
     "no-adversary": "--GAN-adversary 0",
-    "reference-losses": "--GAN-loss reference --GAN-task 0",
+    "reference-losses": "--GAN-loss reference",
     "no-graph": "--window-past 0 --window-future 0",
     "epoch-by-validation": "--valid 0.1",
     "undisturbed": "--noise 0 --drop-utterance 0",

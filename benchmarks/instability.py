@@ -63,7 +63,6 @@ class Game:
     speed: float = REFERENCE_DISCRIMINATOR_SPEED  # learning rate of discriminators over that of generators
     relativistic: bool = False  # R3GAN's loss with R1 and R2 instead of binary cross entropy
     tied: float = 0.0  # weight of matching and reconstruction
-    task: float = 0.0  # weight of each generator's emotion loss
 
 
 ROWS = {
@@ -72,18 +71,17 @@ ROWS = {
     "+ faster discriminators": Game(padding=False, speed=DISCRIMINATOR_SPEED),
     "+ relativistic, R1 and R2": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True),
     "+ matching, reconstruction": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True, tied=1.0),
-    "+ emotion loss": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True, tied=1.0, task=1.0),
 }
 
 
 def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], args: argparse.Namespace) -> AdversarialFusion:
     """The fusion after stage 1."""
-    fusion = AdversarialFusion(corpus.dims, num_classes=corpus.num_classes, relativistic=game.relativistic)
+    fusion = AdversarialFusion(corpus.dims, relativistic=game.relativistic)
     fusion.to(args.device).train()
-    generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.heads])
+    generating = nn.ModuleList([fusion.generators, fusion.decoders])
     generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr)
     discriminator_optimizer = optimizer_of_discriminators(fusion, game.speed * args.GAN_lr)
-    weights = {"adversarial": 1.0, "matching": game.tied, "reconstruction": game.tied, "task": game.task}
+    weights = {"adversarial": 1.0, "matching": game.tied, "reconstruction": game.tied}
     loader = batches(dialogues, args.batch_size, torch.Generator().manual_seed(torch.initial_seed()))
     for epoch in range(1, args.epochs + 1):
         for batch in loader:

@@ -60,7 +60,7 @@ def finished(files, tmp_path_factory):
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return GANFFN(AdversarialFusion(DIMS, fused_channels=16, num_classes=6), GraphEmotionClassifier(16, 6, 2)).eval()
+    return GANFFN(AdversarialFusion(DIMS, fused_channels=16), GraphEmotionClassifier(16, 6, 2)).eval()
 
 
 @pytest.fixture
