@@ -55,8 +55,8 @@ ROWS = {
     "no-session-shares": "--no-session-shares",
     "class-weight": "--class-weight",
     "focal": "--focal 2",
-    "lr-halved": "--lr 2.5e-4",
-    "lr-doubled": "--lr 1e-3",
+    "lr-halved": "--lr 5e-4",
+    "lr-doubled": "--lr 2e-3",
     "GAN-epochs-halved": "--GAN-epochs 8",
     "GAN-epochs-doubled": "--GAN-epochs 30",
 }
