@@ -8,7 +8,7 @@ the real utterances that have its modality: the others take no part in it, nor i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import permutations
 from typing import Any
 
@@ -315,60 +315,6 @@ class AdversarialFusion(nn.Module):
         return losses
 
 
-class _Reversal(torch.autograd.Function):
-    """The identity, whose gradient is turned round and scaled."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return -ctx.weight * gradient, None
-
-
-class SessionDiscriminators(nn.Module):
-    """One discriminator a modality: which training session are these fused features from?
-
-    The generators learn to hide it, through gradients turned round (arXiv 1409.7495, section 3), so that fused
-    features carry less of what holds for the speakers and the recordings of a session only.
-
-    Args:
-        modalities: Names of them.
-        fused_channels: Width of the fused features.
-        num_sessions: How many sessions there are to tell apart.
-        hidden: Width between.
-    """
-
-    def __init__(self, modalities: Iterable[str], fused_channels: int, num_sessions: int, hidden: int = 64):
-        super().__init__()
-        self.discriminators = nn.ModuleDict(
-            {
-                m: nn.Sequential(
-                    nn.Linear(fused_channels, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, num_sessions)
-                )
-                for m in modalities
-            }
-        )
-
-    def forward(self, batch: Batch, fused: Mapping[str, Tensor], sessions: Tensor, weight: float) -> Tensor:
-        """Cross entropy of the sessions, the mean over modalities; generators get its gradient times ``-weight``.
-
-        Args:
-            batch: Where `fused` is from.
-            fused: Fused features of each modality, ``[B, T, fused_channels]``.
-            sessions: Number of each dialogue's session, ``[B]``.
-            weight: How much of the gradient reaches the generators.
-        """
-        target = sessions.unsqueeze(1).expand_as(batch.mask)[batch.mask]
-        losses = []
-        for m, discriminator in self.discriminators.items():
-            logits = discriminator(_Reversal.apply(having(fused[m][batch.mask], batch, m), weight))
-            losses.append(mean(F.cross_entropy(logits, having(target, batch, m), reduction="none")))
-        return torch.stack(losses).mean()
-
-
 def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
     """Those of the real utterances ``x [N, …]`` that have all these modalities."""
     if not batch.present:
@@ -510,10 +456,7 @@ class GANFFN(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits; see the class."""
-        return self.classify(self.fusion(batch), batch)
-
-    def classify(self, fused: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Logits of what `fusion` made of the same batch."""
+        fused = self.fusion(batch)
         has = {m: batch.has(m).unsqueeze(-1) for m in fused}
         total = sum(f.masked_fill(~has[m], 0) for m, f in fused.items())
         scale = len(fused) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing

@@ -44,7 +44,7 @@ from dataloader import (
     session_of,
     synthetic_corpus,
 )
-from model import GANFFN, AdversarialFusion, GraphEmotionClassifier, SessionDiscriminators
+from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
 from utils import InterruptedRunError, Run, TrainingError
 
 # What the method fixes; benchmarks/ shows what each is worth.
@@ -247,13 +247,6 @@ def build_parser() -> Parser:
         action=on_off,
         default=True,
         help="keep how often each emotion is in a training session out of what is learnt, where ids name sessions",
-    )
-    graph.add_argument(
-        "--session-adversary",
-        type=number(float, 0),
-        metavar="W",
-        default=0.1,
-        help="weight of hiding the training session from a discriminator of each modality, where ids name sessions",
     )
     graph.add_argument("--class-weight", action=on_off, default=False, help="weigh the loss by one over class shares")
 
@@ -538,24 +531,12 @@ def train_classifier(
     loader = batches(data["train"], args.batch_size, shuffle)
     weight = class_weights(data["train"], network.classifier.num_classes).to(args.device) if args.class_weight else None
     shifts = label_shifts(data["train"], network.classifier.num_classes) if args.session_shares else {}
-    names = sorted({session_of(d.id) for d in data["train"]})
-    hidden = args.session_adversary if len(names) > 1 else 0
-    # The third kind of player learns here only, and is gone afterwards.
-    sessions = SessionDiscriminators(network.fusion.generators, network.fusion.fused_channels, len(names))
-    sessions.to(args.device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
     # The other players of stage 1 rest: they keep old gradients, and decay would move them.
-    learning = [*network.fusion.generators.parameters(), *network.classifier.parameters(), *sessions.parameters()]
+    learning = [*network.fusion.generators.parameters(), *network.classifier.parameters()]
     optimizer = torch.optim.AdamW(learning, lr=args.lr, weight_decay=args.l2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * len(loader))
-    parts = {
-        "network": network,
-        "sessions": sessions,
-        "average": average,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "shuffle": shuffle,
-    }
+    parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}
     done = run.restore("classifier", parts)
     for epoch in progress("stage 2", done, args.epochs):
         started = time.perf_counter()
@@ -564,16 +545,11 @@ def train_classifier(
         for step, batch in enumerate(loader, 1):
             batch = disturb(batch, args).to(args.device)
             where = f"epoch {epoch} of stage 2, step {step}"
-            fused = network.fusion(batch)
-            logits = network.classify(fused, batch)
+            logits = network(batch)
             shifted = logits + torch.stack([shifts[i] for i in batch.ids]).unsqueeze(1).to(logits) if shifts else logits
             loss = emotion_loss(shifted[batch.mask], batch.labels[batch.mask], weight, args.focal)
-            game = 0.0
-            if hidden:
-                session = torch.tensor([names.index(session_of(i)) for i in batch.ids], device=loss.device)
-                game = sessions(batch, fused, session, hidden)
             optimizer.zero_grad()
-            finite(loss + game, where).backward()
+            finite(loss, where).backward()
             finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
             optimizer.step()
             schedule.step()
