@@ -71,19 +71,14 @@ class PartyRecurrence(nn.Module):
 
         h_t = (1 - z_t) * h_{t-1} + z_t * W x_t    at the party's turns, elsewhere h_{t-1}
 
-    An utterance reads its own speaker's state and, beside it, the sum of the other parties' states.
+    An utterance reads its own speaker's state beside the sum of the other parties' states.
 
     Shapes:
-        x: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``; result: ``[N, 2d]``, without others ``[N, d]``.
-
-    Args:
-        channels: d; even.
-        others: Whether an utterance reads the other parties' states.
+        x: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``; result: ``[N, 2d]``.
     """
 
-    def __init__(self, channels: int, others: bool):
+    def __init__(self, channels: int):
         super().__init__()
-        self.others = others
         self.gate = nn.Linear(channels, channels)
         self.candidate = nn.Linear(channels, channels)
         # Gates begin between closed and half open, so that memories of many lengths are there from the start.
@@ -91,14 +86,14 @@ class PartyRecurrence(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """The states each utterance reads; see the class."""
-        parties = speakers.unique().view(-1, 1, 1)
+        parties = torch.arange(int(speakers.max()) + 1, device=x.device).view(-1, 1, 1)
         turns = (mask & (speakers == parties)).unsqueeze(-1)  # [S, B, T, 1]
         gate = padded(torch.sigmoid(self.gate(x)), mask) * turns  # [S, B, T, d]
         update = gate * padded(self.candidate(x), mask)
         # Half of the channels remember the past; the other half, run backwards, the future.
         states = _flip_half(gated_recurrence(_flip_half(1 - gate), _flip_half(update)))
         own = (states * turns).sum(0)
-        return (torch.cat([own, states.sum(0) - own], dim=-1) if self.others else own)[mask]
+        return torch.cat([own, states.sum(0) - own], dim=-1)[mask]
 
 
 class PartyBlock(nn.Module):
@@ -106,18 +101,13 @@ class PartyBlock(nn.Module):
 
     Shapes:
         x, result: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``.
-
-    Args:
-        channels: d; even.
-        others: Whether an utterance reads the other parties' states too.
-        dropout: Probability, between 0 and 1.
     """
 
-    def __init__(self, channels: int, others: bool, dropout: float):
+    def __init__(self, channels: int, dropout: float):
         super().__init__()
         self.norm_states = nn.LayerNorm(channels)
-        self.states = PartyRecurrence(channels, others)
-        self.read = nn.Linear((1 + others) * channels, channels)
+        self.states = PartyRecurrence(channels)
+        self.read = nn.Linear(2 * channels, channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(channels),
             nn.Linear(channels, 2 * channels),
@@ -152,28 +142,8 @@ def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
     return x - party @ (party.transpose(1, 2) @ x / turns)
 
 
-def monologues(mask: Tensor, speakers: Tensor) -> tuple[Tensor, Tensor]:
-    """Each speaker's turns of a dialogue as a sequence of its own.
-
-    Args:
-        mask: ``[B, T]``.
-        speakers: ``[B, T]``.
-
-    Returns:
-        The order ``[N]`` that brings the real utterances from dialogues to monologues, and the mask ``[M, S]`` of the M
-        monologues, S turns in the longest.
-    """
-    dialogue = mask.nonzero()[:, 0]
-    monologue = dialogue * (speakers.max() + 1) + speakers[mask]
-    turns = monologue.unique(return_counts=True)[1]
-    longest = int(turns.max()) if len(turns) else 0
-    return monologue.argsort(stable=True), torch.arange(longest, device=mask.device) < turns.unsqueeze(1)
-
-
 class FusedFeatureGenerator(nn.Module):
-    """G_m: one modality's features, read in the context of the speaker's own turns, to fused features.
-
-    What speakers hear from each other is left to the graph, which sees all modalities.
+    """G_m: one modality's features, read in the context of the dialogue, to fused features.
 
     Shapes:
         x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, normalised by
@@ -189,18 +159,17 @@ class FusedFeatureGenerator(nn.Module):
     def __init__(self, in_channels: int, fused_channels: int, blocks: int = 2, dropout: float = 0.4):
         super().__init__()
         self.embed = nn.Linear(2 * in_channels, fused_channels)
-        self.blocks = nn.ModuleList(PartyBlock(fused_channels, False, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(PartyBlock(fused_channels, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(fused_channels)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        order, turns = monologues(mask, speakers)
-        x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)[mask][order]
+        x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)[mask]
         x = self.dropout(self.embed(x))
         for block in self.blocks:
-            x = block(x, turns, torch.zeros_like(turns, dtype=speakers.dtype))
-        return padded(self.norm(x)[order.argsort()], mask)
+            x = block(x, mask, speakers)
+        return padded(self.norm(x), mask)
 
 
 class ModalityDiscriminator(nn.Module):
@@ -409,11 +378,7 @@ class NodalAttention(nn.Module):
 
 
 class GraphEmotionClassifier(nn.Module):
-    """Emotion of every utterance, by messages along the edges of its dialogue's graph.
-
-    Of two sorts. First those that each party's turns hand on, as far as its gates let them (`PartyBlock`): edges
-    without a window, from every turn to all later and all earlier ones, as in DAG-ERC's graph (arXiv 2105.12907). Then
-    those of relational graph convolutions, within the window and typed by who speaks to whom (`dialogue_edges`).
+    """Emotion of every utterance, by relational graph convolutions over the dialogue.
 
     Shapes:
         x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: logits ``[B, T, num_classes]``, 0 where padded.
@@ -424,7 +389,7 @@ class GraphEmotionClassifier(nn.Module):
         num_speakers: How many speakers edge types are made for.
         window_past: How many turns back an utterance hears; with `window_future` both 0 there is no graph.
         window_future: How many turns ahead.
-        layers: How many blocks, and then graph convolutions.
+        layers: How many graph convolutions.
         attention: Whether `NodalAttention` follows them.
         dropout: Probability, between 0 and 1.
     """
@@ -445,8 +410,6 @@ class GraphEmotionClassifier(nn.Module):
         self.window = (window_past, window_future)
         self.num_speakers = num_speakers
         depth = layers if window_past + window_future else 0
-        self.parties = nn.ModuleList(PartyBlock(in_channels, True, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(in_channels)
         self.convolutions = nn.ModuleList(
             RGCNConv(in_channels, in_channels, num_relations=2 * num_speakers**2) for _ in range(depth)
         )
@@ -467,9 +430,6 @@ class GraphEmotionClassifier(nn.Module):
         if self.convolutions:
             edge_index, edge_type = dialogue_edges(mask, speakers, *self.window, self.num_speakers)
             heard = nodes
-            for block in self.parties:
-                heard = block(heard, mask, speakers)
-            heard = self.norm(heard)
             for convolution, norm in zip(self.convolutions, self.norms, strict=True):
                 heard = heard + self.dropout(F.gelu(norm(convolution(heard, edge_index, edge_type))))
             views.append(heard)

@@ -236,12 +236,8 @@ def build_parser() -> Parser:
     graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=40, help="epochs")
     graph.add_argument("--lr", type=number(float, 0, above=True), default=1e-3, help="peak learning rate")
     graph.add_argument("--l2", type=number(float, 0), default=1e-2, help="weight decay, decoupled (AdamW)")
-    graph.add_argument(
-        "--window-past", type=number(int, 0), metavar="TURNS", default=8, help="turns a convolution hears"
-    )
-    graph.add_argument(
-        "--window-future", type=number(int, 0), metavar="TURNS", default=8, help="the same ahead; both 0: no graph"
-    )
+    graph.add_argument("--window-past", type=number(int, 0), metavar="TURNS", default=8, help="turns heard backwards")
+    graph.add_argument("--window-future", type=number(int, 0), metavar="TURNS", default=8, help="turns heard ahead")
     graph.add_argument("--attention", action=on_off, default=False, help="nodal attention over the dialogue on top")
     graph.add_argument(
         "--focal", type=number(float, 0), metavar="GAMMA", default=0.0, help="focal loss: exponent of what is missing"

@@ -1,7 +1,5 @@
 """The networks on small dialogues: padding, edges, gradients, and fast forms against obvious ones."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,6 @@ from model import (
     GraphEmotionClassifier,
     dialogue_edges,
     gated_recurrence,
-    monologues,
     speaker_relative,
 )
 
@@ -111,30 +108,6 @@ def test_the_task_reaches_every_weight_of_generators_and_classifier(network, dia
     trained = [*network.fusion.generators.named_parameters(), *network.classifier.named_parameters()]
     without = [name for name, p in trained if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
-
-
-@pytest.mark.parametrize("window", [0, 1])
-def test_speakers_hear_each_other_in_the_graph_alone(dialogues, window):
-    torch.manual_seed(0)
-    fusion = AdversarialFusion(DIMS, fused_channels=16)
-    network = GANFFN(fusion, GraphEmotionClassifier(16, 6, 2, window_past=window, window_future=window)).eval()
-    batch = collate(dialogues)
-    second = (batch.speakers == 1) & batch.mask
-    first = (batch.speakers == 0) & batch.mask
-    features = {m: x + second.unsqueeze(-1) * torch.randn_like(x) for m, x in batch.features.items()}
-    changed = replace(batch, features=features)
-    for before, after in zip(fusion(batch).values(), fusion(changed).values(), strict=True):
-        assert torch.equal(before[first], after[first])
-        assert not torch.equal(before[second], after[second])
-    assert torch.equal(network(batch)[first], network(changed)[first]) == (window == 0)
-
-
-def test_monologues_are_each_speakers_turns_in_their_order():
-    mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    speakers = torch.tensor([[0, 1, 1, 0], [2, 0, 0, 0]])
-    order, turns = monologues(mask, speakers)
-    assert order.tolist() == [0, 3, 1, 2, 5, 4]
-    assert turns.tolist() == [[True, True], [True, True], [True, False], [True, False]]
 
 
 def obvious_edges(mask, speakers, past, future, num_speakers):
