@@ -237,7 +237,13 @@ def build_parser() -> Parser:
     graph.add_argument("--lr", type=number(float, 0, above=True), default=1e-3, help="peak learning rate")
     graph.add_argument("--l2", type=number(float, 0), default=1e-2, help="weight decay, decoupled (AdamW)")
     graph.add_argument("--window-past", type=number(int, 0), metavar="TURNS", default=8, help="turns heard backwards")
-    graph.add_argument("--window-future", type=number(int, 0), metavar="TURNS", default=8, help="turns heard ahead")
+    graph.add_argument(
+        "--window-future",
+        type=number(int, 0),
+        metavar="TURNS",
+        default=8,
+        help="turns heard ahead; with both windows 0 there is no graph",
+    )
     graph.add_argument("--attention", action=on_off, default=False, help="nodal attention over the dialogue on top")
     graph.add_argument(
         "--focal", type=number(float, 0), metavar="GAMMA", default=0.0, help="focal loss: exponent of what is missing"
@@ -869,6 +875,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
         flags.missing = args.missing
     if args.features or args.demo:
         flags.features, flags.demo = args.features, args.demo
+    utils.choose_determinism(flags.deterministic)
     corpus = load_corpus(flags)
     shape = config["corpus"]
     if {**shape_of(corpus), "num_speakers": 0} != {**shape, "num_speakers": 0}:

@@ -134,13 +134,6 @@ def table(results: Mapping[str, tuple[Mapping[int, float], float]], flags: Mappi
     return pd.DataFrame(lines)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """The table in Markdown, what is not known as a dash."""
-    text = frame.astype(object).where(frame.notna(), "–").astype(str)
-    lines = [text.columns.tolist(), ["---"] * len(text.columns), *text.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
 def build_parser() -> Parser:
     """All flags; those that ``train_IEMOCAP.py`` has too mean the same."""
     parser = Parser(description="What each part of GAN-FFN is worth.", formatter_class=HelpFormatter)
@@ -180,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     frame = table(results, flags)
     utils.write_csv(Path(args.out) / "accuracy.csv", frame)
-    text = markdown(frame)
+    text = gru_baseline.markdown(frame)
     if args.demo and not args.folds:
         ceiling = synthetic_ceiling.ceiling(synthetic_corpus())
         text += f"\nBest possible: {ceiling['context']:.2f}; from single utterances {ceiling['utterance']:.2f}.\n"

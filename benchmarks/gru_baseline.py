@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -165,11 +166,17 @@ def weighted_f1(network: GRUBaseline, dialogues: Sequence[Dialogue], args: argpa
 
 def table(results: Sequence[Result]) -> str:
     """A Markdown table: a row a seed, then mean ± standard deviation (n - 1)."""
-    lines = ["| seed | epoch kept | test weighted F1 | seconds |", "|--:|--:|--:|--:|"]
-    lines += [
-        f"| {r.seed} | {', '.join(map(str, r.epochs))} | {r.weighted_f1:.2f} | {r.seconds:.0f} |" for r in results
-    ]
-    return "\n".join([*lines, f"| mean ± sd | | {mean_and_deviation([r.weighted_f1 for r in results])} | |"])
+    rows = [(r.seed, ", ".join(map(str, r.epochs)), f"{r.weighted_f1:.2f}", f"{r.seconds:.0f}") for r in results]
+    mean = mean_and_deviation([r.weighted_f1 for r in results])
+    columns = ["seed", "epoch kept", "test weighted F1", "seconds"]
+    return markdown(pd.DataFrame([*rows, ("mean ± sd", "", mean, "")], columns=columns))
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """The table in Markdown, what is not known as a dash."""
+    text = frame.astype(object).where(frame.notna(), "–").astype(str)
+    lines = [text.columns.tolist(), ["---"] * len(text.columns), *text.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

@@ -26,8 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accuracy import markdown
-from gru_baseline import add_data, mean_and_deviation
+from gru_baseline import add_data, markdown, mean_and_deviation
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline

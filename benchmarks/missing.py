@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from gru_baseline import markdown, mean_and_deviation
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -85,14 +86,9 @@ def run(args: argparse.Namespace, corpus: Corpus, shares: Sequence[float]) -> li
 
 def table(rows: pd.DataFrame) -> str:
     """A Markdown table: mean ± standard deviation (n - 1) over seeds for each modality, share and model."""
-    spread = rows.groupby(["modality", "missing", "model"], sort=False)["weighted_f1"].agg(["mean", "std"])
-    shown = spread.apply(
-        lambda x: f"{x['mean']:.2f} ± {'–' if np.isnan(x['std']) else format(x['std'], '.2f')}", axis=1
-    )
-    lines = [f"| missing from test | share | {' | '.join(MODELS)} |", "|---|--:|--:|--:|"]
-    for (modality, share), cells in shown.unstack("model")[list(MODELS)].iterrows():
-        lines.append(f"| {modality} | {share:.0%} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = rows.groupby(["modality", "missing", "model"], sort=False)["weighted_f1"].agg(mean_and_deviation)
+    frame = cells.unstack("model")[list(MODELS)].reset_index()
+    return markdown(frame.assign(missing=frame["missing"].map("{:.0%}".format)))
 
 
 def share_list(text: str) -> list[float]:
