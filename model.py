@@ -393,8 +393,8 @@ class EmotionPropagation(nn.Module):
 
     What an utterance's features say of its emotion is evidence; how emotions follow each other, within a speaker and
     from one to the other, is a learned table of potentials for each relation. All edges pass their messages at once,
-    both ways, for a few rounds (Murphy, Weiss and Jordan, UAI 1999), and learning goes through these rounds (Domke,
-    arXiv 1301.3193)::
+    both ways, a few rounds long (Murphy, Weiss and Jordan 1999, section 2); learning goes through the rounds (Domke 2013,
+    section 6)::
 
         belief_i(y) = evidence_i(y) + sum of message_ji(y) over all neighbours j
         message_ij(z) = log sum_y exp(belief_i(y) - message_ji(y) + potential(y, z))
@@ -411,7 +411,7 @@ class EmotionPropagation(nn.Module):
         rounds: How many edges far evidence is handed.
     """
 
-    # Potentials have further to go than weights; they take steps that much longer.
+    # Potentials reach from -2 to 2, weights a tenth of that: their steps are made that much longer.
     RATE = 10.0
 
     def __init__(self, num_classes: int, window_past: int, window_future: int, rounds: int = 5):
@@ -427,10 +427,8 @@ class EmotionPropagation(nn.Module):
         past, future = (gap.unsqueeze(1) <= window for window in self.window)
         beliefs, ahead, back = evidence, evidence.new_zeros(()), evidence.new_zeros(())
         for _ in range(self.rounds):
-            # Both ends tell what they believe without what the other told them in the round before.
-            onwards = ((beliefs[earlier] - back).unsqueeze(2) + potential).logsumexp(1)
-            backwards = ((beliefs[later] - ahead).unsqueeze(1) + potential).logsumexp(2)
-            ahead, back = onwards.log_softmax(-1) * past, backwards.log_softmax(-1) * future
+            told = (beliefs[earlier] - back).unsqueeze(2) + potential, (beliefs[later] - ahead).unsqueeze(1) + potential
+            ahead, back = (told[0].logsumexp(1).log_softmax(-1) * past, told[1].logsumexp(2).log_softmax(-1) * future)
             beliefs = evidence.index_add(0, later, ahead).index_add(0, earlier, back)
         return beliefs
 

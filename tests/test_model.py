@@ -1,6 +1,6 @@
 """The networks on small dialogues: padding, edges, gradients, and fast forms against obvious ones."""
 
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -164,7 +164,9 @@ def test_propagation_is_exact_where_one_speaker_talks():
     table = layer.RATE * layer.potentials[0]
     marginals = torch.zeros(5, 3)
     for emotions in product(range(3), repeat=5):
-        score = sum(evidence[t, y] for t, y in enumerate(emotions)) + sum(table[y, z] for y, z in pairwise(emotions))
+        score = sum(evidence[t, y] for t, y in enumerate(emotions)) + sum(
+            table[y, z] for y, z in zip(emotions, emotions[1:], strict=False)
+        )
         for t, y in enumerate(emotions):
             marginals[t, y] += score.exp().detach()
     beliefs = layer(evidence, torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5, dtype=torch.long))
