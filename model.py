@@ -355,82 +355,10 @@ def dialogue_edges(
     heard = heard.clamp(0, mask.shape[1] - 1)
     dialogue, turn, slot = (mask.unsqueeze(-1) & mask[:, heard] & inside).nonzero(as_tuple=True)
     source = heard[turn, slot]
-    node = _node_numbers(mask)
+    node = (mask.flatten().cumsum(0) - 1).view_as(mask)
     speaker = speakers.clamp(max=num_speakers - 1)
     edge_type = 2 * (speaker[dialogue, source] * num_speakers + speaker[dialogue, turn]) + (source > turn).long()
     return torch.stack([node[dialogue, source], node[dialogue, turn]]), edge_type
-
-
-def last_turns(mask: Tensor, speakers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges from each utterance back to its own speaker's last turn (relation 0) and to anybody else's last (1).
-
-    Shapes:
-        mask, speakers: ``[B, T]``.
-
-    Returns:
-        ``edge_index [2, E]``, the earlier utterances above the later, ``relation [E]`` and ``gap [E]``, how many turns
-        lie between the two ends, neighbours being 1 apart. Nodes are numbered as in `dialogue_edges`.
-    """
-    parties = torch.arange(int(speakers.max()) + 1, device=mask.device).view(-1, 1, 1)
-    turns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    last = (turns * (mask & (speakers == parties))).cummax(-1).values  # [S, B, T], each party's latest turn, 0 if none
-    last = F.pad(last[..., :-1], (1, 0))
-    who = speakers.unsqueeze(0)
-    last = torch.cat([last.gather(0, who), last.scatter(0, who, 0).amax(0, keepdim=True)]) * mask
-    relation, dialogue, turn = last.nonzero(as_tuple=True)
-    earlier = last[relation, dialogue, turn] - 1
-    node = _node_numbers(mask)
-    return torch.stack([node[dialogue, earlier], node[dialogue, turn]]), relation, turn - earlier
-
-
-def _node_numbers(mask: Tensor) -> Tensor:
-    """The place of every real utterance in ``x[mask]``, ``[B, T]``."""
-    return (mask.flatten().cumsum(0) - 1).view_as(mask)
-
-
-class EmotionPropagation(nn.Module):
-    """Emotions handed from turn to turn: loopy belief propagation over the edges of `last_turns`.
-
-    What an utterance's features say of its emotion is evidence; how emotions follow each other, within a speaker and
-    from one to the other, is a learned table of potentials for each relation. All edges pass their messages at once,
-    both ways, a few rounds long (Murphy, Weiss and Jordan 1999, section 2); learning goes through the rounds (Domke 2013,
-    section 6)::
-
-        belief_i(y) = evidence_i(y) + sum of message_ji(y) over all neighbours j
-        message_ij(z) = log sum_y exp(belief_i(y) - message_ji(y) + potential(y, z))
-
-    Potentials begin at 0, where the beliefs are the evidence.
-
-    Shapes:
-        evidence: ``[N, C]``, logits of the real utterances; mask, speakers: ``[B, T]``; result: ``[N, C]``, logits.
-
-    Args:
-        num_classes: How many emotions.
-        window_past: How many turns a message from the past may span.
-        window_future: How many turns a message from the future may span.
-        rounds: How many edges far evidence is handed.
-    """
-
-    # Potentials reach from -2 to 2, weights a tenth of that: their steps are made that much longer.
-    RATE = 10.0
-
-    def __init__(self, num_classes: int, window_past: int, window_future: int, rounds: int = 5):
-        super().__init__()
-        self.window = (window_past, window_future)
-        self.rounds = rounds
-        self.potentials = nn.Parameter(torch.zeros(2, num_classes, num_classes))
-
-    def forward(self, evidence: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
-        """Beliefs; see the class."""
-        (earlier, later), relation, gap = last_turns(mask, speakers)
-        potential = self.RATE * self.potentials[relation]  # [E, C, C], the earlier emotion before the later
-        past, future = (gap.unsqueeze(1) <= window for window in self.window)
-        beliefs, ahead, back = evidence, evidence.new_zeros(()), evidence.new_zeros(())
-        for _ in range(self.rounds):
-            told = (beliefs[earlier] - back).unsqueeze(2) + potential, (beliefs[later] - ahead).unsqueeze(1) + potential
-            ahead, back = (told[0].logsumexp(1).log_softmax(-1) * past, told[1].logsumexp(2).log_softmax(-1) * future)
-            beliefs = evidence.index_add(0, later, ahead).index_add(0, earlier, back)
-        return beliefs
 
 
 class NodalAttention(nn.Module):
@@ -450,7 +378,7 @@ class NodalAttention(nn.Module):
 
 
 class GraphEmotionClassifier(nn.Module):
-    """Emotion of every utterance, by relational graph convolutions and `EmotionPropagation` over the dialogue.
+    """Emotion of every utterance, by relational graph convolutions over the dialogue.
 
     Shapes:
         x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: logits ``[B, T, num_classes]``, 0 where padded.
@@ -487,7 +415,6 @@ class GraphEmotionClassifier(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(depth))
         self.attention = NodalAttention(in_channels) if attention else None
-        self.propagation = EmotionPropagation(num_classes, window_past, window_future) if depth else None
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Sequential(
             nn.Linear(in_channels * (1 + bool(depth) + attention), in_channels),
@@ -508,10 +435,7 @@ class GraphEmotionClassifier(nn.Module):
             views.append(heard)
         if self.attention is not None:
             views.append(self.attention(padded(views[-1], mask), mask)[mask])
-        logits = self.classify(torch.cat(views, dim=-1))
-        if self.propagation is not None:
-            logits = self.propagation(logits, mask, speakers)
-        return padded(logits, mask)
+        return padded(self.classify(torch.cat(views, dim=-1)), mask)
 
 
 class GANFFN(nn.Module):

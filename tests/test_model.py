@@ -1,7 +1,5 @@
 """The networks on small dialogues: padding, edges, gradients, and fast forms against obvious ones."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +8,10 @@ from dataloader import Batch, Standardiser, collate, synthetic_corpus
 from model import (
     GANFFN,
     AdversarialFusion,
-    EmotionPropagation,
     FusedFeatureGenerator,
     GraphEmotionClassifier,
     dialogue_edges,
     gated_recurrence,
-    last_turns,
     speaker_relative,
 )
 
@@ -141,51 +137,6 @@ def test_edge_types_of_four_utterances_worked_by_hand():
     found = dict(zip(zip(*edge_index.tolist(), strict=True), edge_type.tolist(), strict=True))
     # From whom to whom: 0 to 0 is 0 and 1, 0 to 1 is 2 and 3, 1 to 0 is 4 and 5, 1 to 1 is 6 and 7; odd: the future.
     assert found == {(0, 1): 2, (1, 0): 5, (1, 2): 6, (2, 1): 7, (2, 3): 4, (3, 2): 3}
-
-
-def test_last_turns_of_four_utterances_and_a_padded_dialogue_by_hand():
-    mask = torch.tensor([[True, False, False, False], [True] * 4])
-    (earlier, later), relation, gap = last_turns(mask, torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0]]))
-    found = sorted(zip(relation.tolist(), earlier.tolist(), later.tolist(), gap.tolist(), strict=True))
-    # Node 0 is the other dialogue's. Own last turns: 3 after 2, 4 after 1. The other's: 2 and 3 after 1, 4 after 3.
-    assert found == [(0, 1, 4, 3), (0, 2, 3, 1), (1, 1, 2, 1), (1, 1, 3, 2), (1, 3, 4, 1)]
-
-
-def propagation(window_past=8, window_future=8):
-    torch.manual_seed(0)
-    layer = EmotionPropagation(3, window_past, window_future)
-    assert not layer.potentials.any()
-    torch.nn.init.normal_(layer.potentials, std=0.1)
-    return layer
-
-
-def test_propagation_is_exact_where_one_speaker_talks():
-    layer, evidence = propagation(), torch.randn(5, 3)
-    table = layer.RATE * layer.potentials[0]
-    marginals = torch.zeros(5, 3)
-    for emotions in product(range(3), repeat=5):
-        score = sum(evidence[t, y] for t, y in enumerate(emotions)) + sum(
-            table[y, z] for y, z in zip(emotions, emotions[1:], strict=False)
-        )
-        for t, y in enumerate(emotions):
-            marginals[t, y] += score.exp().detach()
-    beliefs = layer(evidence, torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5, dtype=torch.long))
-    assert torch.allclose(beliefs.softmax(-1), marginals / marginals.sum(1, keepdim=True), atol=1e-5)
-
-
-def test_propagation_goes_no_further_than_the_windows():
-    mask, speakers, evidence = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[0, 1, 1, 0]]), torch.randn(4, 3)
-
-    def moved_by(turn, **windows):
-        other = evidence.index_add(0, torch.tensor([turn]), torch.tensor([[3.0, 0.0, -1.0]]))
-        layer = propagation(**windows)
-        change = (layer(evidence, mask, speakers) - layer(other, mask, speakers)).abs().amax(1) > 1e-5
-        return change.nonzero().flatten().tolist()
-
-    assert moved_by(3) == moved_by(0) == [0, 1, 2, 3]
-    assert moved_by(3, window_future=0) == [3]
-    assert moved_by(3, window_future=1, window_past=0) == [0, 1, 2, 3]
-    assert moved_by(0, window_past=0) == [0]
 
 
 def test_without_a_window_there_is_no_graph_and_other_flags_change_the_network():
