@@ -101,13 +101,20 @@ class PartyBlock(nn.Module):
 
     Shapes:
         x, result: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``.
+
+    Args:
+        channels: Width.
+        dropout: Probability, between 0 and 1.
+        context: Whether there are party states; without, every utterance stays alone.
     """
 
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, channels: int, dropout: float, context: bool = True):
         super().__init__()
-        self.norm_states = nn.LayerNorm(channels)
-        self.states = PartyRecurrence(channels)
-        self.read = nn.Linear(2 * channels, channels)
+        self.context = context
+        if context:
+            self.norm_states = nn.LayerNorm(channels)
+            self.states = PartyRecurrence(channels)
+            self.read = nn.Linear(2 * channels, channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(channels),
             nn.Linear(channels, 2 * channels),
@@ -120,7 +127,8 @@ class PartyBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """The block; see the class."""
-        x = x + self.dropout(self.read(self.states(self.norm_states(x), mask, speakers)))
+        if self.context:
+            x = x + self.dropout(self.read(self.states(self.norm_states(x), mask, speakers)))
         return x + self.feed_forward(x)
 
 
@@ -154,19 +162,24 @@ class FusedFeatureGenerator(nn.Module):
         fused_channels: Width of the fused features; even.
         blocks: How many `PartyBlock` deep.
         dropout: Probability, between 0 and 1.
+        context: Whether the dialogue is read; without, every utterance is read alone.
     """
 
-    def __init__(self, in_channels: int, fused_channels: int, blocks: int = 2, dropout: float = 0.4):
+    def __init__(
+        self, in_channels: int, fused_channels: int, blocks: int = 2, dropout: float = 0.4, context: bool = True
+    ):
         super().__init__()
-        self.embed = nn.Linear(2 * in_channels, fused_channels)
-        self.blocks = nn.ModuleList(PartyBlock(fused_channels, dropout) for _ in range(blocks))
+        self.context = context
+        self.embed = nn.Linear((1 + context) * in_channels, fused_channels)
+        self.blocks = nn.ModuleList(PartyBlock(fused_channels, dropout, context) for _ in range(blocks))
         self.norm = nn.LayerNorm(fused_channels)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)[mask]
-        x = self.dropout(self.embed(x))
+        if self.context:
+            x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)
+        x = self.dropout(self.embed(x[mask]))
         for block in self.blocks:
             x = block(x, mask, speakers)
         return padded(self.norm(x), mask)
@@ -221,6 +234,7 @@ class AdversarialFusion(nn.Module):
         fused_channels: Width of the fused features.
         blocks: Depth of the generators.
         dropout: Of the generators.
+        context: Whether the generators read the dialogue, or every utterance alone.
         relativistic: Whether the game is R3GAN's or the reference's.
     """
 
@@ -230,12 +244,13 @@ class AdversarialFusion(nn.Module):
         fused_channels: int = 128,
         blocks: int = 2,
         dropout: float = 0.4,
+        context: bool = True,
         relativistic: bool = True,
     ):
         super().__init__()
         self.relativistic = relativistic
         self.generators = nn.ModuleDict(
-            {m: FusedFeatureGenerator(d, fused_channels, blocks, dropout) for m, d in dims.items()}
+            {m: FusedFeatureGenerator(d, fused_channels, blocks, dropout, context) for m, d in dims.items()}
         )
         self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
         self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})

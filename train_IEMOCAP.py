@@ -260,6 +260,12 @@ def build_parser() -> Parser:
     both.add_argument(
         "--fused-channels", type=number(int, 2), metavar="D", default=128, help="width of the fused features; even"
     )
+    both.add_argument(
+        "--context",
+        action=on_off,
+        default=True,
+        help="let the generators read the dialogue; else they read every utterance alone, and only the graph hears it",
+    )
     both.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
     both.add_argument(
         "--noise",
@@ -402,6 +408,7 @@ def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
         shape["dims"],
         args.fused_channels,
         dropout=args.dropout,
+        context=args.context,
         relativistic=args.GAN_loss == "relativistic",
     )
     classifier = GraphEmotionClassifier(

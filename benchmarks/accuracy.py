@@ -48,6 +48,7 @@ ROWS = {
     "no-adversary": "--GAN-adversary 0",
     "reference-losses": "--GAN-loss reference",
     "no-graph": "--window-past 0 --window-future 0",
+    "no-context": "--no-context",
     "epoch-by-validation": "--valid 0.1",
     "undisturbed": "--noise 0 --drop-utterance 0",
     "narrow": "--fused-channels 64",

@@ -148,6 +148,18 @@ def test_without_a_window_there_is_no_graph_and_other_flags_change_the_network()
     assert size(attention=True) > size()
 
 
+@pytest.mark.parametrize(("window", "hearing"), [(0, [4]), (1, [2, 3, 4, 5, 6])])
+def test_without_context_an_utterance_is_heard_by_the_graph_alone(dialogues, window, hearing):
+    torch.manual_seed(0)
+    fusion = AdversarialFusion(DIMS, fused_channels=16, context=False)
+    network = GANFFN(fusion, GraphEmotionClassifier(16, 6, 2, window_past=window, window_future=window)).eval()
+    batch = collate(dialogues[:1])
+    before = network(batch)[0]
+    batch.features["text"][0, 4] += 1
+    moved = (network(batch)[0] - before).abs().amax(-1) > 0
+    assert moved.nonzero().flatten().tolist() == hearing  # two convolutions: twice the window
+
+
 def test_more_speakers_than_the_network_knows_and_single_utterances_pass(network):
     features = {m: torch.randn(2, 5, d) for m, d in DIMS.items()}
     mask = torch.tensor([[True] * 5, [True] + [False] * 4])

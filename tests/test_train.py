@@ -311,6 +311,7 @@ def test_two_modalities_play_and_one_skips_stage_1(features, tmp_path, capsys):
     "flags",
     [
         ["--attention"],
+        ["--no-context"],
         ["--class-weight"],
         ["--window-past", "1"],
         ["--window-future", "0"],
