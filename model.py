@@ -103,18 +103,15 @@ class PartyBlock(nn.Module):
         x, result: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``.
 
     Args:
-        channels: Width.
+        channels: Width; even.
         dropout: Probability, between 0 and 1.
-        context: Whether there are party states; without, every utterance stays alone.
     """
 
-    def __init__(self, channels: int, dropout: float, context: bool = True):
+    def __init__(self, channels: int, dropout: float):
         super().__init__()
-        self.context = context
-        if context:
-            self.norm_states = nn.LayerNorm(channels)
-            self.states = PartyRecurrence(channels)
-            self.read = nn.Linear(2 * channels, channels)
+        self.norm_states = nn.LayerNorm(channels)
+        self.states = PartyRecurrence(channels)
+        self.read = nn.Linear(2 * channels, channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(channels),
             nn.Linear(channels, 2 * channels),
@@ -127,9 +124,36 @@ class PartyBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """The block; see the class."""
-        if self.context:
-            x = x + self.dropout(self.read(self.states(self.norm_states(x), mask, speakers)))
+        x = x + self.dropout(self.read(self.states(self.norm_states(x), mask, speakers)))
         return x + self.feed_forward(x)
+
+
+class PartyGraph(nn.Module):
+    """One modality's fused features, handed on along the edges from turn to turn of every party, past and future.
+
+    A directed acyclic graph each way, after DAG-ERC (arXiv 2105.12907): an utterance hears each party's last turn, and
+    through it all of that party's turns. `PartyRecurrence` says how.
+
+    Shapes:
+        x, result: ``[B, T, channels]``, the result normalised by layer, 0 where padded; mask, speakers: ``[B, T]``.
+
+    Args:
+        channels: Width; even.
+        blocks: How many `PartyBlock` deep.
+        dropout: Probability, between 0 and 1.
+    """
+
+    def __init__(self, channels: int, blocks: int, dropout: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(PartyBlock(channels, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """What every utterance has heard; see the class."""
+        nodes = x[mask]
+        for block in self.blocks:
+            nodes = block(nodes, mask, speakers)
+        return padded(self.norm(nodes), mask)
 
 
 def padded(x: Tensor, mask: Tensor) -> Tensor:
@@ -151,7 +175,9 @@ def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
 
 
 class FusedFeatureGenerator(nn.Module):
-    """G_m: one modality's features, read in the context of the dialogue, to fused features.
+    """G_m: one modality's features, beside the same less their speaker's mean, to fused features.
+
+    A linear map: what utterances tell of each other is the graph's to find, and deeper generators scored no better.
 
     Shapes:
         x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, normalised by
@@ -159,30 +185,20 @@ class FusedFeatureGenerator(nn.Module):
 
     Args:
         in_channels: Width of the modality.
-        fused_channels: Width of the fused features; even.
-        blocks: How many `PartyBlock` deep.
+        fused_channels: Width of the fused features.
         dropout: Probability, between 0 and 1.
-        context: Whether the dialogue is read; without, every utterance is read alone.
     """
 
-    def __init__(
-        self, in_channels: int, fused_channels: int, blocks: int = 2, dropout: float = 0.4, context: bool = True
-    ):
+    def __init__(self, in_channels: int, fused_channels: int, dropout: float = 0.4):
         super().__init__()
-        self.context = context
-        self.embed = nn.Linear((1 + context) * in_channels, fused_channels)
-        self.blocks = nn.ModuleList(PartyBlock(fused_channels, dropout, context) for _ in range(blocks))
+        self.embed = nn.Linear(2 * in_channels, fused_channels)
         self.norm = nn.LayerNorm(fused_channels)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        if self.context:
-            x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)
-        x = self.dropout(self.embed(x[mask]))
-        for block in self.blocks:
-            x = block(x, mask, speakers)
-        return padded(self.norm(x), mask)
+        x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)[mask]
+        return padded(self.norm(self.dropout(self.embed(x))), mask)
 
 
 class ModalityDiscriminator(nn.Module):
@@ -232,9 +248,7 @@ class AdversarialFusion(nn.Module):
     Args:
         dims: Modality to width.
         fused_channels: Width of the fused features.
-        blocks: Depth of the generators.
         dropout: Of the generators.
-        context: Whether the generators read the dialogue, or every utterance alone.
         relativistic: Whether the game is R3GAN's or the reference's.
     """
 
@@ -242,16 +256,12 @@ class AdversarialFusion(nn.Module):
         self,
         dims: Mapping[str, int],
         fused_channels: int = 128,
-        blocks: int = 2,
         dropout: float = 0.4,
-        context: bool = True,
         relativistic: bool = True,
     ):
         super().__init__()
         self.relativistic = relativistic
-        self.generators = nn.ModuleDict(
-            {m: FusedFeatureGenerator(d, fused_channels, blocks, dropout, context) for m, d in dims.items()}
-        )
+        self.generators = nn.ModuleDict({m: FusedFeatureGenerator(d, fused_channels, dropout) for m, d in dims.items()})
         self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
         self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
         self.fused_channels = fused_channels
@@ -454,25 +464,42 @@ class GraphEmotionClassifier(nn.Module):
 
 
 class GANFFN(nn.Module):
-    """The whole network: adversarially fused features, summed over modalities, into the graph classifier.
+    """The whole network: adversarially fused features, each modality's handed along the dialogue, into the classifier.
 
-    A missing modality takes no part in the sum, which is then scaled up to as many modalities as there are, so that
-    the classifier sees it at the size it knows. An utterance that lacks all of them is a node of zeros: what it is
-    given comes from its neighbours in the graph.
+    Modalities are summed before the classifier. A missing one takes no part in the sum, which is then scaled up to as
+    many modalities as there are, so that the classifier sees it at the size it knows. An utterance that lacks all of
+    them is a node of zeros: what it is given comes from its neighbours in the graph.
 
     Shapes:
         result: logits ``[B, T, num_classes]``, 0 where padded.
+
+    Args:
+        fusion: The generators; its discriminators rest.
+        classifier: The last layers, as wide as the fused features.
+        party_blocks: Depth of each modality's `PartyGraph`; 0 leaves these graphs out.
+        dropout: Of these graphs.
     """
 
-    def __init__(self, fusion: AdversarialFusion, classifier: GraphEmotionClassifier):
+    def __init__(
+        self,
+        fusion: AdversarialFusion,
+        classifier: GraphEmotionClassifier,
+        party_blocks: int = 2,
+        dropout: float = 0.4,
+    ):
         super().__init__()
         self.fusion = fusion
         self.classifier = classifier
+        self.graphs = nn.ModuleDict(
+            {m: PartyGraph(fusion.fused_channels, party_blocks, dropout) for m in fusion.generators if party_blocks}
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits; see the class."""
-        fused = self.fusion(batch)
-        has = {m: batch.has(m).unsqueeze(-1) for m in fused}
-        total = sum(f.masked_fill(~has[m], 0) for m, f in fused.items())
-        scale = len(fused) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing
+        nodes = self.fusion(batch)
+        for m, graph in self.graphs.items():
+            nodes[m] = graph(nodes[m], batch.has(m), batch.speakers)
+        has = {m: batch.has(m).unsqueeze(-1) for m in nodes}
+        total = sum(x.masked_fill(~has[m], 0) for m, x in nodes.items())
+        scale = len(nodes) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing
         return self.classifier(total * scale, batch.mask, batch.speakers)

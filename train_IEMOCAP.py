@@ -244,6 +244,16 @@ def build_parser() -> Parser:
         default=8,
         help="turns heard ahead; with both windows 0 there is no graph",
     )
+    graph.add_argument(
+        "--party-blocks",
+        type=number(int, 0),
+        metavar="N",
+        default=2,
+        help="blocks that hand each modality's fused features on from turn to turn of every speaker",
+    )
+    graph.add_argument(
+        "--convolutions", type=number(int, 0), metavar="N", default=2, help="graph convolutions over the windows"
+    )
     graph.add_argument("--attention", action=on_off, default=False, help="nodal attention over the dialogue on top")
     graph.add_argument(
         "--focal", type=number(float, 0), metavar="GAMMA", default=0.0, help="focal loss: exponent of what is missing"
@@ -259,12 +269,6 @@ def build_parser() -> Parser:
     both = parser.add_argument_group("both stages")
     both.add_argument(
         "--fused-channels", type=number(int, 2), metavar="D", default=128, help="width of the fused features; even"
-    )
-    both.add_argument(
-        "--context",
-        action=on_off,
-        default=True,
-        help="let the generators read the dialogue; else they read every utterance alone, and only the graph hears it",
     )
     both.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
     both.add_argument(
@@ -408,7 +412,6 @@ def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
         shape["dims"],
         args.fused_channels,
         dropout=args.dropout,
-        context=args.context,
         relativistic=args.GAN_loss == "relativistic",
     )
     classifier = GraphEmotionClassifier(
@@ -417,10 +420,12 @@ def build_network(args: argparse.Namespace, shape: Mapping[str, Any]) -> GANFFN:
         shape["num_speakers"],
         window_past=args.window_past,
         window_future=args.window_future,
+        layers=args.convolutions,
         attention=args.attention,
         dropout=args.dropout,
     )
-    return GANFFN(fusion, classifier)
+    graph = bool(args.window_past + args.window_future)
+    return GANFFN(fusion, classifier, party_blocks=args.party_blocks if graph else 0, dropout=args.dropout)
 
 
 def train_adversarial_fusion(
@@ -546,7 +551,7 @@ def train_classifier(
     shifts = label_shifts(data["train"], network.classifier.num_classes) if args.session_shares else {}
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
     # The other players of stage 1 rest: they keep old gradients, and decay would move them.
-    learning = [*network.fusion.generators.parameters(), *network.classifier.parameters()]
+    learning = [*nn.ModuleList([network.fusion.generators, network.graphs, network.classifier]).parameters()]
     optimizer = torch.optim.AdamW(learning, lr=args.lr, weight_decay=args.l2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * len(loader))
     parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}

@@ -70,6 +70,11 @@ def batch(corpus):
     return collate([standardise(d) for d in holes.split("train")])
 
 
+def heard(network, batch):
+    """What the text of each utterance has come to before modalities are summed, ``[B, T, d]``."""
+    return network.graphs["text"](network.fusion(batch)["text"], batch.has("text"), batch.speakers)
+
+
 def filled(batch, value):
     """The batch with something else where a modality is missing."""
     features = {m: x.masked_fill(~batch.has(m).unsqueeze(-1), value) for m, x in batch.features.items()}
@@ -122,14 +127,14 @@ def test_what_stands_in_place_of_the_missing_is_never_read(network, batch):
 
 
 def test_a_missing_modality_changes_as_much_as_not_having_it(network, corpus):
-    """Text alone everywhere is three times the text generator's features, and an utterance with nothing is zeros."""
+    """Text alone everywhere is three times what became of the text, and an utterance with nothing is zeros."""
     dialogue = Standardiser.fit(corpus.split("train"))(corpus.split("test")[0])
     lost = {m: np.full_like(x, np.nan) for m, x in dialogue.features.items() if m != "text"}
     text = collate([replace(dialogue, features={**dialogue.features, **lost})])
     seen = []
     network.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     network(text)
-    assert torch.allclose(seen[0], 3 * network.fusion(text)["text"])
+    assert torch.allclose(seen[0], 3 * heard(network, text))
     nothing = replace(text, present={m: torch.zeros_like(text.mask) for m in DIMS})
     assert network(nothing).isfinite().all() and not seen[1].any()
 
@@ -145,7 +150,7 @@ def test_a_party_hears_nothing_at_its_missing_turns(network, batch):
         present={m: x[:, rest] for m, x in one.present.items()},
         **{name: getattr(one, name)[:, rest] for name in ("mask", "speakers", "labels")},
     )
-    with_it, without = (network.fusion(b)["text"] for b in (one, cut))
+    with_it, without = (heard(network, b) for b in (one, cut))
     assert torch.allclose(with_it[:, rest][cut.mask], without[cut.mask], atol=1e-5)
 
 

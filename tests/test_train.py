@@ -311,7 +311,8 @@ def test_two_modalities_play_and_one_skips_stage_1(features, tmp_path, capsys):
     "flags",
     [
         ["--attention"],
-        ["--no-context"],
+        ["--party-blocks", "1"],
+        ["--convolutions", "0"],
         ["--class-weight"],
         ["--window-past", "1"],
         ["--window-future", "0"],
