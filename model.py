@@ -496,9 +496,8 @@ class GANFFN(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits; see the class."""
-        nodes = self.fusion(batch)
-        for m, graph in self.graphs.items():
-            nodes[m] = graph(nodes[m], batch.has(m), batch.speakers)
+        fused = self.fusion(batch)
+        nodes = {m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.graphs.items()} or fused
         has = {m: batch.has(m).unsqueeze(-1) for m in nodes}
         total = sum(x.masked_fill(~has[m], 0) for m, x in nodes.items())
         scale = len(nodes) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing

@@ -158,7 +158,7 @@ def test_an_utterance_is_heard_along_edges_only(window, party_blocks, hearing):
     torch.manual_seed(0)
     fused = {m: torch.randn(1, 9, 16) for m in DIMS}
     fusion = AdversarialFusion(DIMS, fused_channels=16)
-    fusion.forward = lambda batch: dict(fused)
+    fusion.forward = lambda batch: fused
     classifier = GraphEmotionClassifier(16, 6, 2, window_past=window, window_future=window)
     network = GANFFN(fusion, classifier, party_blocks).eval()
     mask, speakers = torch.ones(1, 9, dtype=torch.bool), torch.arange(9).view(1, 9) % 2
