@@ -214,8 +214,8 @@ def build_parser() -> Parser:
         "--GAN-adversary",
         type=number(float, 0),
         metavar="W",
-        default=1.0,
-        help="weight of passing for the other modalities, and of matching them",
+        default=0.1,
+        help="weight of passing for the other modalities, and of matching them, beside reconstruction",
     )
     fusion.add_argument(
         "--GAN-loss",

@@ -46,6 +46,7 @@ ROWS = {
     "no-stage-1": "--GAN-epochs 0",
     "no-stage-1-equal-budget": "--GAN-epochs 0 --epochs 55",
     "no-adversary": "--GAN-adversary 0",
+    "full-adversary": "--GAN-adversary 1",
     "reference-losses": "--GAN-loss reference",
     "no-graph": "--window-past 0 --window-future 0",
     "no-parties": "--party-blocks 0",

@@ -61,7 +61,8 @@ class Game:
     padding: bool = True  # whether padded positions count as utterances
     speed: float = REFERENCE_DISCRIMINATOR_SPEED  # learning rate of discriminators over that of generators
     relativistic: bool = False  # R3GAN's loss with R1 and R2 instead of binary cross entropy
-    tied: float = 0.0  # weight of matching and reconstruction
+    tied: float = 0.0  # weight of reconstruction, and of matching beside the game
+    adversary: float = 1.0  # weight of the game and of matching
 
 
 ROWS = {
@@ -70,6 +71,7 @@ ROWS = {
     "+ faster discriminators": Game(padding=False, speed=DISCRIMINATOR_SPEED),
     "+ relativistic, R1 and R2": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True),
     "+ matching, reconstruction": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True, tied=1.0),
+    "+ a tenth of the game": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True, tied=1.0, adversary=0.1),
 }
 
 
@@ -80,7 +82,11 @@ def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], args: argpa
     generating = nn.ModuleList([fusion.generators, fusion.decoders])
     generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr)
     discriminator_optimizer = optimizer_of_discriminators(fusion, game.speed * args.GAN_lr)
-    weights = {"adversarial": 1.0, "matching": game.tied, "reconstruction": game.tied}
+    weights = {
+        "adversarial": game.adversary,
+        "matching": game.adversary * game.tied,
+        "reconstruction": game.tied,
+    }
     loader = batches(dialogues, args.batch_size, torch.Generator().manual_seed(torch.initial_seed()))
     for epoch in range(1, args.epochs + 1):
         for batch in loader:
