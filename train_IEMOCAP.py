@@ -446,12 +446,7 @@ def train_adversarial_fusion(
     shuffle = torch.Generator().manual_seed(args.seed)
     loader = batches(dialogues, args.batch_size, shuffle)
     generating = nn.ModuleList([fusion.generators, fusion.decoders])
-    tied = float(fusion.relativistic)
-    weights = {
-        "adversarial": args.GAN_adversary,
-        "matching": args.GAN_adversary * tied,
-        "reconstruction": tied,
-    }
+    weights = loss_weights(args.GAN_adversary, tied=float(fusion.relativistic))
     average = AveragedModel(fusion.generators, multi_avg_fn=get_ema_multi_avg_fn(GAN_AVERAGING))
     generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr, weight_decay=args.l2)
     speed = DISCRIMINATOR_SPEED if fusion.relativistic else REFERENCE_DISCRIMINATOR_SPEED
@@ -494,6 +489,11 @@ def train_adversarial_fusion(
         run.save("adversarial", epoch, parts)
     if epochs:
         fusion.generators.load_state_dict(average.module.state_dict())
+
+
+def loss_weights(adversary: float, tied: float) -> dict[str, float]:
+    """Weights of the generators' losses, by name: the game's, and of what ties fused features to their utterance."""
+    return {"adversarial": adversary, "matching": adversary * tied, "reconstruction": tied}
 
 
 def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:

@@ -46,6 +46,7 @@ from train_IEMOCAP import (
     Parser,
     fuse,
     load_corpus,
+    loss_weights,
     number,
     optimizer_of_discriminators,
     play,
@@ -82,11 +83,7 @@ def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], args: argpa
     generating = nn.ModuleList([fusion.generators, fusion.decoders])
     generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr)
     discriminator_optimizer = optimizer_of_discriminators(fusion, game.speed * args.GAN_lr)
-    weights = {
-        "adversarial": game.adversary,
-        "matching": game.adversary * game.tied,
-        "reconstruction": game.tied,
-    }
+    weights = loss_weights(game.adversary, game.tied)
     loader = batches(dialogues, args.batch_size, torch.Generator().manual_seed(torch.initial_seed()))
     for epoch in range(1, args.epochs + 1):
         for batch in loader:
