@@ -255,7 +255,7 @@ class AdversarialFusion(nn.Module):
     def __init__(
         self,
         dims: Mapping[str, int],
-        fused_channels: int = 128,
+        fused_channels: int = 256,
         dropout: float = 0.4,
         relativistic: bool = True,
     ):

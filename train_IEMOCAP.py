@@ -234,7 +234,7 @@ def build_parser() -> Parser:
 
     graph = parser.add_argument_group("stage 2: graph-based emotion classifier")
     graph.add_argument("--epochs", type=number(int, 1), metavar="N", default=40, help="epochs")
-    graph.add_argument("--lr", type=number(float, 0, above=True), default=1e-3, help="peak learning rate")
+    graph.add_argument("--lr", type=number(float, 0, above=True), default=5e-4, help="peak learning rate")
     graph.add_argument("--l2", type=number(float, 0), default=1e-2, help="weight decay, decoupled (AdamW)")
     graph.add_argument("--window-past", type=number(int, 0), metavar="TURNS", default=8, help="turns heard backwards")
     graph.add_argument(
@@ -268,7 +268,7 @@ def build_parser() -> Parser:
 
     both = parser.add_argument_group("both stages")
     both.add_argument(
-        "--fused-channels", type=number(int, 2), metavar="D", default=128, help="width of the fused features; even"
+        "--fused-channels", type=number(int, 2), metavar="D", default=256, help="width of the fused features; even"
     )
     both.add_argument("--dropout", type=number(float, 0, 0.99), metavar="P", default=0.4, help="probability")
     both.add_argument(
