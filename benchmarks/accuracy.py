@@ -176,7 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     frame = table(results, flags)
     utils.write_csv(Path(args.out) / "accuracy.csv", frame)
-    text = gru_baseline.markdown(frame)
+    points = ("weighted F1", "sd", "lowest", "highest", "difference")
+    shown = {column: frame[column].map("{:.2f}".format, na_action="ignore") for column in points}
+    text = gru_baseline.markdown(frame.assign(**shown))
     if args.demo and not args.folds:
         ceiling = synthetic_ceiling.ceiling(synthetic_corpus())
         text += f"\nBest possible: {ceiling['context']:.2f}; from single utterances {ceiling['utterance']:.2f}.\n"
