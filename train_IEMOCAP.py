@@ -1118,12 +1118,14 @@ def train_seeds(args: argparse.Namespace, corpus: Corpus, directory: Path) -> di
 def train_or_read(args: argparse.Namespace, corpus: Corpus, directory: Path) -> dict[str, Any]:
     """`run_seed`, or what it reported if this run is finished already."""
     finished = directory / "report.json"
-    if finished.exists():
-        figures = utils.read_json(finished)
-        if "interrupted" not in figures:
-            print((directory / "report.txt").read_text(encoding="utf-8"))
-            return figures
-    return run_seed(args, corpus, directory)
+    figures = utils.read_json(finished) if finished.exists() else {"interrupted": None}
+    if "interrupted" in figures:
+        figures = run_seed(args, corpus, directory)
+    else:
+        print((directory / "report.txt").read_text(encoding="utf-8"))
+    if "interrupted" not in figures:
+        utils.drop_states(directory)
+    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -236,6 +236,13 @@ def empty(directory: Path) -> None:
             path.unlink()
 
 
+def drop_states(directory: Path) -> None:
+    """Delete what a finished run no longer needs, the states to resume from: five times its weights, twice."""
+    for path in (directory / "checkpoints").glob("*.pt"):
+        with suppress(OSError):  # the run is whole all the same
+            path.unlink()
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device or the machine has no memory left."""
     said = any(words in str(error) for words in ("can't allocate memory", "out of memory"))

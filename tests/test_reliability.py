@@ -129,15 +129,16 @@ def test_killed_runs_end_as_the_run_nobody_killed(tmp_path):
         torch.set_num_threads(threads)  # the soak forks, which only one thread survives
 
 
-def test_the_comparison_sees_a_difference_of_one_bit(finished, tmp_path):
-    before = bits(finished)
-    state = torch.load(finished / "checkpoints" / "last.pt", weights_only=True)
+def test_the_comparison_sees_a_difference_of_one_bit(stopped):
+    directory = stopped(raising(utils.TrainingError("stop")))
+    before = bits(directory)
+    state = torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
     state["history"]["classifier"][0]["seconds"] += 1
-    torch.save(state, tmp_path / "last.pt")
-    assert bits(tmp_path)["last.pt"] == before["checkpoints/last.pt"]
+    torch.save(state, directory / "checkpoints" / "last.pt")
+    assert bits(directory) == before
     state["history"]["classifier"][0]["train_loss"] *= 1 + 1e-15
-    torch.save(state, tmp_path / "last.pt")
-    assert bits(tmp_path)["last.pt"] != before["checkpoints/last.pt"]
+    torch.save(state, directory / "checkpoints" / "last.pt")
+    assert bits(directory) != before
 
 
 @pytest.mark.parametrize("every", ["1", "2"])
@@ -152,7 +153,8 @@ def test_ctrl_c_reports_what_there_is_and_the_run_goes_on_to_the_same_bits(stopp
     assert command("--resume", directory) == (0, "")
     if every == "1":
         assert same(directory, finished)
-    assert bits(directory)["checkpoints/last.pt"] == bits(finished)["checkpoints/last.pt"]
+    weights = Path("checkpoints") / "best.safetensors"
+    assert (directory / weights).read_bytes() == (finished / weights).read_bytes()
     assert (directory / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
 
 
@@ -173,18 +175,24 @@ def test_ctrl_c_while_the_report_is_written_stops_at_once(stopped, finished, mon
     assert same(directory, finished)
 
 
-def test_checkpoints_come_every_so_many_epochs_and_two_are_kept(features, tmp_path, command, monkeypatch):
+def test_checkpoints_come_every_so_many_epochs_and_two_are_kept_until_the_report(
+    features, tmp_path, command, monkeypatch
+):
+    monkeypatch.setattr(utils, "drop_states", raising(KeyboardInterrupt))  # as if killed right after the report
     written, flush = [], Path.replace
     monkeypatch.setattr(Path, "replace", lambda path, to: (written.append(Path(to).name), flush(path, to))[1])
     directory = tmp_path / "run"
     assert (
-        command("--features", features, "--out", directory, *QUICK[2:], "--epochs", 5, "--checkpoint-every", 2)[0] == 0
+        command("--features", features, "--out", directory, *QUICK[2:], "--epochs", 5, "--checkpoint-every", 2)[0]
+        == 130
     )
     assert written.count("last.pt") == 1 + 3  # epoch 2 of stage 1; epochs 2, 4 and the last, 5, of stage 2
     states = [torch.load(directory / "checkpoints" / f"{n}.pt", weights_only=True) for n in ("previous", "last")]
     assert [state["epoch"] for state in states] == [4, 5]
+    monkeypatch.undo()
+    assert command("--resume", directory) == (0, "")
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == [
-        *("best.safetensors", "fusion.safetensors", "last.pt", "previous.pt", "standardiser.safetensors")
+        *("best.safetensors", "fusion.safetensors", "standardiser.safetensors")
     ]
 
 
