@@ -155,8 +155,10 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script. Returns the exit status: 0, 2 for bad input."""
+    """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     args = build_parser().parse_args(argv)
+    results: dict[str, tuple[dict[int, float], float]] = {}
+    status = 0
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             corpus = load_corpus(args)
@@ -167,13 +169,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = ["--demo"] if args.demo else ["--features", args.features]
         with ThreadPoolExecutor(args.jobs) as pool:
             every = pool.map(lambda name: run_row(name, flags.get(name, ""), data, args), names)
-            results = {}
             for name, result in zip(names, every, strict=True):
                 results[name] = result
                 print(f"{name}: {gru_baseline.mean_and_deviation(list(result[0].values()))}", flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # the runs have had it too, and ended with a checkpoint
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        status = 130
+        if not results:
+            return status
     frame = table(results, flags)
     utils.write_csv(Path(args.out) / "accuracy.csv", frame)
     points = ("weighted F1", "sd", "lowest", "highest", "difference")
@@ -185,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with utils.replacing(Path(args.out) / "accuracy.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -216,19 +216,22 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input."""
+    """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
     args = build_parser().parse_args(argv)
+    results, status = [], 0
     try:
         args.device = choose_device(args)
-        results = []
         for result in run_seeds(args):
             print(f"Seed {result.seed}: test weighted F1 {result.weighted_f1:.2f}", flush=True)
             results.append(result)
     except (InputError, utils.TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    print(f"\n{table(results)}")
-    return 0
+    except KeyboardInterrupt:
+        status = 130
+    if results:
+        print(f"\n{table(results)}")
+    return status
 
 
 if __name__ == "__main__":

@@ -139,9 +139,9 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input."""
+    """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
     args = build_parser().parse_args(argv)
-    lines = []
+    lines, status = [], 0
     try:
         corpus = load_corpus(args)
         parts = [carve_validation(corpus, 0.2, seed) for seed in args.seeds]
@@ -158,8 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    print(f"\n{markdown(pd.DataFrame(lines))}")
-    return 0
+    except KeyboardInterrupt:
+        status = 130
+    if lines:
+        print(f"\n{markdown(pd.DataFrame(lines))}")
+    return status
 
 
 if __name__ == "__main__":

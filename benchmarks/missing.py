@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, corpus: Corpus, shares: Sequence[float]) -> li
 def table(rows: pd.DataFrame) -> str:
     """A Markdown table: mean ± standard deviation (n - 1) over seeds for each modality, share and model."""
     cells = rows.groupby(["modality", "missing", "model"], sort=False)["weighted_f1"].agg(mean_and_deviation)
-    frame = cells.unstack("model")[list(MODELS)].reset_index()
+    frame = cells.unstack("model").reindex(columns=list(MODELS)).reset_index()
     return markdown(frame.assign(missing=frame["missing"].map("{:.0%}".format)))
 
 
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
     args = build_parser().parse_args(argv)
     flags = parse_args([*args.flags, "--no-tensorboard", *(["--demo"] if args.demo else ["--features", args.features])])
-    results = []
+    results, status = [], 0
     try:
         flags.device = choose_device(flags)
         corpus = load_corpus(flags)
@@ -143,10 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        return 130
-    print(f"The second model: --drop-modality {','.join(f'{m}:{share:g}' for m, share in drop.items())}\n")
-    print(table(pd.concat(results)))
-    return 0
+        status = 130
+    if results:
+        print(f"The second model: --drop-modality {','.join(f'{m}:{share:g}' for m, share in drop.items())}\n")
+        print(table(pd.concat(results)))
+    return status
 
 
 if __name__ == "__main__":

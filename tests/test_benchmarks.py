@@ -4,6 +4,7 @@ import itertools
 
 import accuracy
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic_ceiling as ceiling
 from scipy import stats
@@ -25,6 +26,19 @@ def test_a_row_is_compared_with_full_over_the_same_seeds():
 def test_every_row_is_made_of_flags_that_the_script_has():
     for flags in accuracy.rows_for(["text", "visual", "acoustic"]).values():
         train_IEMOCAP.parse_args(["--demo", *flags.split()])
+
+
+def test_ctrl_c_leaves_the_table_of_the_rows_that_are_finished(monkeypatch, tmp_path, capsys):
+    def run_row(name, *_):
+        if name == "no-graph":
+            raise KeyboardInterrupt
+        return {0: 60.0, 1: 62.0}, 10.0
+
+    monkeypatch.setattr(accuracy, "run_row", run_row)
+    argv = ["--demo", "--folds", "2", "--seeds", "0,1", "--rows", "no-stage-1,no-graph", "--out", str(tmp_path)]
+    assert accuracy.main(argv) == 130
+    assert pd.read_csv(tmp_path / "accuracy.csv")["row"].tolist() == ["full", "no-stage-1"]
+    assert (tmp_path / "accuracy.md").read_text() in capsys.readouterr().out
 
 
 def test_class_shares_are_those_the_synthetic_emotions_settle_at():
