@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -288,7 +289,7 @@ class Run:
         self._tensorboard = tensorboard
         self._events: EventsWriter | None = None
         self._checkpoint_every = checkpoint_every
-        self._unwritten: bytes | None = None
+        self._unwritten: dict[str, Any] | None = None
 
     def seconds(self, stage: str) -> float:
         """The time a stage took, over all sittings."""
@@ -377,18 +378,23 @@ class Run:
             "history": self.history,
             "best": self.best,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self._unwritten = buffer.getvalue()
+        self._unwritten = state
         if epoch % self._checkpoint_every == 0:
             self.flush()
+        else:  # training goes on in the very tensors
+            self._unwritten = copy.deepcopy(state)
 
     def flush(self) -> None:
         """Write the newest checkpoint, if it is in memory only; the one that was newest stays beside it."""
         if self._unwritten is None:
             return
+        buffer = io.BytesIO()
+        torch.save(self._unwritten, buffer)
+        digest = hashlib.sha256(buffer.getbuffer()).digest()
+        buffer.seek(0, io.SEEK_END)
+        buffer.write(digest)
         with replacing(self.last) as temporary:
-            temporary.write_bytes(self._unwritten + hashlib.sha256(self._unwritten).digest())
+            temporary.write_bytes(buffer.getbuffer())
             if self.last.exists():
                 self.last.replace(self.previous)
         self._unwritten = None

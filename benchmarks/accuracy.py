@@ -96,7 +96,9 @@ def run_row(name: str, flags: str, data: Sequence[str], args: argparse.Namespace
     if (directory / "config.json").exists():
         run = ["--resume", str(directory)]
     else:
-        run = [*protocol, *args.shared, *flags.split(), "--out", str(directory), "--device", args.device]
+        # A state is 100 MB: written every epoch, those of many runs would take longer than what a stop loses.
+        shared = ["--checkpoint-every", "10", *args.shared]
+        run = [*protocol, *shared, *flags.split(), "--out", str(directory), "--device", args.device]
     threads = max(1, torch.get_num_threads() // args.jobs)
     ended = subprocess.run(
         [sys.executable, str(SCRIPT), *run],
