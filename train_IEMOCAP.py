@@ -249,7 +249,7 @@ def build_parser() -> Parser:
         type=number(int, 0),
         metavar="N",
         default=2,
-        help="blocks that hand each modality's fused features on from turn to turn of every speaker",
+        help="blocks that hand each modality's fused features on from turn to turn of every speaker, both ways",
     )
     graph.add_argument(
         "--convolutions", type=number(int, 0), metavar="N", default=2, help="graph convolutions over the windows"
