@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
     frame = table(results, flags)
     utils.write_csv(Path(args.out) / "accuracy.csv", frame)
-    points = ("weighted F1", "sd", "lowest", "highest", "difference")
+    points = frame.select_dtypes(float).columns.drop("p")
     shown = {column: frame[column].map("{:.2f}".format, na_action="ignore") for column in points}
     text = gru_baseline.markdown(frame.assign(**shown))
     if args.demo and not args.folds:
