@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataloader import InputError
+from files import InputError
 
 KNOWN_FILES = Path(__file__).with_name("known_files.json")
 TRIES = 5  # without a byte more than before

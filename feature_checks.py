@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dataloader import IEMOCAP_LABELS, MODALITIES, Corpus, Dialogue, InputError, session_of
+from dataloader import IEMOCAP_LABELS, MODALITIES, Corpus, Dialogue, session_of
+from files import InputError
 
 SENTIMENT_LABELS = ("negative", "positive")
 MOST_CLASSES = 7  # of any set known; a larger label with gaps beneath it is a mistake, not a class

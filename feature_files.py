@@ -33,9 +33,10 @@ import numpy as np
 import download
 import feature_inspect
 import safe_pickle
-from dataloader import IEMOCAP_LABELS, Corpus, Dialogue, InputError, session_of
+from dataloader import IEMOCAP_LABELS, Corpus, Dialogue, session_of
 from feature_checks import Checks, Parts, id_of, items_of, width_of
 from feature_writing import is_container, open_container, write_container, write_nine_tuple
+from files import InputError
 
 __all__ = ["join", "main", "read", "write_container", "write_nine_tuple"]
 

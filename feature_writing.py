@@ -7,13 +7,10 @@ and raw bytes, so opening maps the tensors into memory and reads none of them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pickle
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,16 +19,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dataloader import MODALITIES, Corpus, InputError
+from dataloader import MODALITIES, Corpus
 from feature_checks import Parts
+from files import InputError, replacing
 
 FORMAT = "gan-ffn-features-1"
 DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8}
 COLUMNS = ("speakers", "sentences", "utterances")
-
-
-class WriteError(InputError):
-    """A file cannot be written, for want of space or of the right to."""
 
 
 class _OldPathPickler(pickle._Pickler):
@@ -200,38 +194,3 @@ def sha256_of(path: Path) -> str:
         while piece := stream.read(2**20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside a file, for the body to write; the file is then replaced whole, or not at all.
-
-    Both the file and its place in the folder are on the disk when this returns, so that no power cut undoes it.
-
-    Raises:
-        WriteError: If the file cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # some network file systems cannot do this to a folder
-                os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise WriteError(f"{path}: cannot be written ({reason}); check the folder and its free space") from None
-    finally:
-        with contextlib.suppress(OSError):  # of a folder that can no longer be written
-            temporary.unlink(missing_ok=True)
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether a file is what a process that was killed inside `replacing` left."""
-    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dataloader import InputError
+from files import InputError
 
 
 class RefusedError(Exception):

@@ -36,16 +36,16 @@ from dataloader import (
     Batch,
     Corpus,
     Dialogue,
-    InputError,
     Standardiser,
     batches,
     carve_validation,
     cross_validation,
     session_of,
-    synthetic_corpus,
 )
+from files import InputError, InterruptedRunError, TrainingError, WriteError, replacing
 from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
-from utils import InterruptedRunError, Run, TrainingError
+from synthetic import synthetic_corpus
+from utils import Run
 
 # What the method fixes; benchmarks/ shows what each is worth.
 DISCRIMINATOR_SPEED = 2.0  # learning rate of discriminators over that of generators (TTUR, arXiv 1706.08500)
@@ -780,7 +780,7 @@ def assess(
     text = heading + utils.report_text(*predictions["test"], corpus.label_names)
     print(text)
     if directory:
-        with utils.replacing(directory / "report.txt") as temporary:
+        with replacing(directory / "report.txt") as temporary:
             temporary.write_text(text, encoding="utf-8")
         probabilities = {split: probability for split, (_, probability) in predictions.items()}
         table = utils.prediction_table(data, probabilities, corpus.label_names)
@@ -1073,7 +1073,7 @@ def train(args: argparse.Namespace) -> int:
             figures = train_seeds(args, corpus, directory)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped at once. {go_on}") from None
-    except utils.WriteError as error:
+    except WriteError as error:
         raise TrainingError(f"{error}. What was finished is kept. {go_on}") from None
     if "interrupted" in figures:
         print(f"Interrupted at {figures['interrupted']}. {go_on}", file=sys.stderr)

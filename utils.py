@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from scipy import stats
 from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, precision_recall_fscore_support
@@ -34,20 +34,11 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 from torch import Tensor
 
-from dataloader import Dialogue, InputError
-from feature_writing import WriteError, is_leftover, replacing
+from dataloader import Dialogue
+from files import InputError, InterruptedRunError, WriteError, is_leftover, replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which stage, epoch and step, and what is kept."""
-
-
-class InterruptedRunError(Exception):
-    """The user or the scheduler asked the run to stop, and the step under way is done."""
-
 
 # Scores --------------------------------------------------------------------------------------------------------------
 
@@ -177,7 +168,7 @@ def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> N
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors, whole or not at all."""
     with replacing(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+        temporary.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -37,7 +37,8 @@ import gru_baseline
 import synthetic_ceiling
 
 import utils
-from dataloader import InputError, synthetic_corpus
+from files import InputError, replacing
+from synthetic import synthetic_corpus
 from train_IEMOCAP import HelpFormatter, Parser, choose_device, fold_choice, load_corpus, number, seed_list
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.demo and not args.folds:
         ceiling = synthetic_ceiling.ceiling(synthetic_corpus())
         text += f"\nBest possible: {ceiling['context']:.2f}; from single utterances {ceiling['utterance']:.2f}.\n"
-    with utils.replacing(Path(args.out) / "accuracy.md") as temporary:
+    with replacing(Path(args.out) / "accuracy.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
     return status

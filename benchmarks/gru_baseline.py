@@ -28,7 +28,8 @@ from torch_geometric import seed_everything
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from dataloader import Batch, Corpus, Dialogue, InputError, Standardiser, batches, carve_validation, cross_validation
+from dataloader import Batch, Corpus, Dialogue, Standardiser, batches, carve_validation, cross_validation
+from files import InputError, TrainingError
 from train_IEMOCAP import (
     CLIP_GRADIENT,
     LABEL_SMOOTHING,
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for result in run_seeds(args):
             print(f"Seed {result.seed}: test weighted F1 {result.weighted_f1:.2f}", flush=True)
             results.append(result)
-    except (InputError, utils.TrainingError) as error:
+    except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:

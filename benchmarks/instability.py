@@ -37,7 +37,8 @@ from torch_geometric import seed_everything
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataloader import Corpus, Dialogue, InputError, Standardiser, batches, carve_validation, collate
+from dataloader import Corpus, Dialogue, Standardiser, batches, carve_validation, collate
+from files import InputError, TrainingError
 from model import AdversarialFusion
 from train_IEMOCAP import (
     DISCRIMINATOR_SPEED,
@@ -52,7 +53,6 @@ from train_IEMOCAP import (
     play,
     seed_list,
 )
-from utils import TrainingError
 
 
 @dataclass(frozen=True)

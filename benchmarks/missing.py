@@ -27,7 +27,8 @@ from gru_baseline import markdown, mean_and_deviation
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from dataloader import Corpus, Dialogue, InputError
+from dataloader import Corpus, Dialogue
+from files import InputError, TrainingError
 from train_IEMOCAP import (
     HelpFormatter,
     Merge,
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"Seed {seed}, {model}: {whole:.2f} with {args.shares[0]:.0%} missing", file=sys.stderr)
             if args.csv:
                 utils.write_csv(args.csv, pd.concat(results))
-    except (InputError, utils.TrainingError) as error:
+    except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:

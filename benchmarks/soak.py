@@ -30,8 +30,8 @@ from tensorboardX.proto.event_pb2 import Event
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_IEMOCAP
-from dataloader import synthetic_corpus
 from feature_files import write_nine_tuple
+from synthetic import synthetic_corpus
 
 FLAGS = ["--GAN-epochs", "3", "--epochs", "3", "--valid", "0.2", "--device", "cpu"]
 

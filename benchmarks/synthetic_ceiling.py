@@ -19,18 +19,8 @@ from sklearn.metrics import f1_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataloader import (
-    IEMOCAP_COUNTS,
-    NEIGHBOUR,
-    PERSIST,
-    REACT,
-    VIEW_DISTANCE,
-    VIEWS,
-    Corpus,
-    Dialogue,
-    synthetic_corpus,
-    synthetic_views,
-)
+from dataloader import Corpus, Dialogue
+from synthetic import IEMOCAP_COUNTS, NEIGHBOUR, PERSIST, REACT, VIEW_DISTANCE, VIEWS, synthetic_corpus, synthetic_views
 
 SHARES = np.array(IEMOCAP_COUNTS) / sum(IEMOCAP_COUNTS)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import feature_files
-from dataloader import InputError
+from files import InputError
 
 LENGTHS = {"Ses01F_impro01": 3, "Ses02M_script01": 1, "Ses05F_impro02": 4, "Ses03F_left_out": 2}
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import train_IEMOCAP
-from dataloader import synthetic_corpus
 from feature_files import write_nine_tuple
+from synthetic import synthetic_corpus
 from utils import Run
 
 IDS, SPEAKERS, LABELS, TEXT, ACOUSTIC, VISUAL, SENTENCES, TRAIN, TEST = range(9)  # their order on disk

@@ -10,7 +10,7 @@ import synthetic_ceiling as ceiling
 from scipy import stats
 
 import train_IEMOCAP
-from dataloader import synthetic_corpus
+from synthetic import synthetic_corpus
 
 
 def test_a_row_is_compared_with_full_over_the_same_seeds():

@@ -8,17 +8,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from dataloader import (
-    IEMOCAP_COUNTS,
-    IGNORE_LABEL,
-    InputError,
-    Standardiser,
-    batches,
-    carve_validation,
-    collate,
-    session_of,
-    synthetic_corpus,
-)
+from dataloader import IGNORE_LABEL, Standardiser, batches, carve_validation, collate, session_of
+from files import InputError
+from synthetic import IEMOCAP_COUNTS, synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 

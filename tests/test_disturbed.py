@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 import train_IEMOCAP
-from dataloader import IGNORE_LABEL, collate, session_of, synthetic_corpus
+from dataloader import IGNORE_LABEL, collate, session_of
 from model import AdversarialFusion
+from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 

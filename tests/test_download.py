@@ -10,7 +10,7 @@ import pytest
 
 import download
 import feature_files
-from dataloader import InputError
+from files import InputError
 
 CONTENT = bytes(range(256)) * 1000
 BLOB = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 import download
 import feature_files
-from dataloader import IEMOCAP_LABELS, InputError
+from dataloader import IEMOCAP_LABELS
+from files import InputError
 
 IDS = list(LENGTHS)
 

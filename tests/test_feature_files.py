@@ -9,7 +9,8 @@ import pytest
 from feature_content import LENGTHS, make_nine, refusal
 
 import feature_files
-from dataloader import IEMOCAP_LABELS, InputError
+from dataloader import IEMOCAP_LABELS
+from files import InputError
 
 
 @pytest.mark.parametrize("protocol", range(6))

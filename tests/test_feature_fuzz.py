@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import feature_files
-from dataloader import Corpus, InputError
+from dataloader import Corpus
+from files import InputError
 
 MOST_MEMORY = 2**26  # of files of a few kilobytes
 FUZZ = settings(

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import train_IEMOCAP
-from dataloader import InputError, Standardiser, collate, synthetic_corpus
+from dataloader import Standardiser, collate
 from feature_files import inspect, read, write_nine_tuple
+from files import InputError
 from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
+from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--fused-channels", "16", "--device", "cpu", "--no-tensorboard"]

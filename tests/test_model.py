@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import Batch, Standardiser, collate, synthetic_corpus
+from dataloader import Batch, Standardiser, collate
 from model import (
     GANFFN,
     AdversarialFusion,
@@ -14,6 +14,7 @@ from model import (
     gated_recurrence,
     speaker_relative,
 )
+from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 

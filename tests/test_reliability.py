@@ -20,12 +20,12 @@ import pandas as pd
 import pytest
 import torch
 
-import feature_writing
 import train_IEMOCAP
 import utils
 from benchmarks.soak import bits, soak
-from dataloader import synthetic_corpus
 from feature_files import write_nine_tuple
+from files import TrainingError, replacing
+from synthetic import synthetic_corpus
 from utils import Run
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
@@ -130,7 +130,7 @@ def test_killed_runs_end_as_the_run_nobody_killed(tmp_path):
 
 
 def test_the_comparison_sees_a_difference_of_one_bit(stopped):
-    directory = stopped(raising(utils.TrainingError("stop")))
+    directory = stopped(raising(TrainingError("stop")))
     before = bits(directory)
     state = torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
     state["history"]["classifier"][0]["seconds"] += 1
@@ -198,7 +198,7 @@ def test_checkpoints_come_every_so_many_epochs_and_two_are_kept_until_the_report
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "missing"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(stopped, finished, command, damage):
-    directory = stopped(raising(utils.TrainingError("stop")))
+    directory = stopped(raising(TrainingError("stop")))
     last = directory / "checkpoints" / "last.pt"
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(stopped, finished, com
 
 
 def test_no_good_checkpoint_is_said_in_a_line(stopped, command):
-    directory = stopped(raising(utils.TrainingError("stop")))
+    directory = stopped(raising(TrainingError("stop")))
     for name in ("last", "previous"):
         (directory / "checkpoints" / f"{name}.pt").write_bytes(b"")
     status, error = command("--resume", directory)
@@ -266,7 +266,7 @@ def test_a_reader_sees_whole_files_at_every_instant(features, tmp_path, command)
 
 
 def test_resume_warns_of_another_version(stopped, command):
-    directory = stopped(raising(utils.TrainingError("stop")))
+    directory = stopped(raising(TrainingError("stop")))
     config = json.loads((directory / "config.json").read_text())
     config["versions"]["torch"] = "1.0"
     (directory / "config.json").write_text(json.dumps(config))
@@ -283,7 +283,7 @@ def test_file_and_folder_are_on_the_disk_before_and_after_the_rename(tmp_path, m
     calls, fsync, rename = [], os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(Path(f"/dev/fd/{fd}").resolve().name), fsync(fd)))
     monkeypatch.setattr(Path, "replace", lambda a, b: (calls.append("rename"), rename(a, b)))
-    with feature_writing.replacing(tmp_path / "x") as temporary:
+    with replacing(tmp_path / "x") as temporary:
         temporary.write_text("new")
     assert calls[1:2] == ["rename"] and len(calls) == 3
 
@@ -440,7 +440,7 @@ class Attack:
 
 @pytest.mark.parametrize("form", ["pickle", "torch"])
 def test_a_checkpoint_that_would_run_code_does_nothing(stopped, command, tmp_path, form):
-    directory = stopped(raising(utils.TrainingError("stop")))
+    directory = stopped(raising(TrainingError("stop")))
     buffer = io.BytesIO()
     attack = {"stage": "classifier", "epoch": Attack(tmp_path / "victim")}
     if form == "pickle":
@@ -456,7 +456,7 @@ def test_a_checkpoint_that_would_run_code_does_nothing(stopped, command, tmp_pat
 
 
 def test_a_checkpoint_of_another_network_is_said_in_a_line(stopped, command):
-    directory = stopped(raising(utils.TrainingError("stop")))
+    directory = stopped(raising(TrainingError("stop")))
     run = Run(directory, tensorboard=False)
     run.save("classifier", 1, {})
     status, error = command("--resume", directory)

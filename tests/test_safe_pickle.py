@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import safe_pickle
-from dataloader import InputError
+from files import InputError
 
 
 class Call:

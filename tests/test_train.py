@@ -15,8 +15,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from tensorboardX.proto.event_pb2 import Event
 
 import train_IEMOCAP
-from dataloader import synthetic_corpus
 from feature_files import read, write_nine_tuple
+from synthetic import synthetic_corpus
 
 QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--fused-channels", "16", "--device", "cpu"]
 PICTURES = ["GAN_loss.png", "confusion_matrix.png", "training_curves.png", "fused_features.png"]
