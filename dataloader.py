@@ -341,6 +341,19 @@ class Batch:
         """
         return self.drop_utterances(drop_utterances).add_noise(noise).drop_modality(drop_modality)
 
+    def isolated(self) -> Batch:
+        """Every real utterance as a dialogue of its own, ``B, T`` becoming ``N, 1``: there is nothing to read around it."""
+        at = self.mask.nonzero()[:, 0].tolist()
+        alone = {m: x[self.mask].unsqueeze(1) for m, x in self.features.items()}
+        return Batch(
+            tuple(self.ids[i] for i in at),
+            alone,
+            self.mask[self.mask].unsqueeze(1),
+            self.speakers[self.mask].unsqueeze(1) * 0,
+            self.labels[self.mask].unsqueeze(1),
+            {m: x[self.mask].unsqueeze(1) for m, x in self.modality_mask.items()},
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """This batch on a device."""
         return Batch(
@@ -375,8 +388,13 @@ def collate(dialogues: Sequence[Dialogue]) -> Batch:
 
 def batches(dialogues: Sequence[Dialogue], batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
     """A loader of `Batch`; shuffled by `generator` when one is given, else in order."""
+    # A loader without a generator takes a seed from torch's global one at every epoch, even when it does not shuffle.
     return DataLoader(
-        dialogues, batch_size=batch_size, shuffle=generator is not None, generator=generator, collate_fn=collate
+        dialogues,
+        batch_size=batch_size,
+        shuffle=generator is not None,
+        generator=generator or torch.Generator(),
+        collate_fn=collate,
     )
 
 

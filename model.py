@@ -8,6 +8,7 @@ the real utterances that have its modality: the others take no part in it, nor i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import permutations
 from typing import Any
@@ -297,6 +298,7 @@ class AdversarialFusion(nn.Module):
         dropout: Of the generators.
         generator: Makes a generator of a modality's width, the fused width and the dropout; one of `GENERATORS`.
         relativistic: Whether the adversarial loss is R3GAN's or the reference's.
+        context: Whether generators may read around an utterance; else each is a dialogue of its own to them.
     """
 
     def __init__(
@@ -306,9 +308,11 @@ class AdversarialFusion(nn.Module):
         dropout: float = 0.4,
         generator: Callable[[int, int, float], nn.Module] = FusedFeatureGenerator,
         relativistic: bool = True,
+        context: bool = True,
     ):
         super().__init__()
         self.relativistic = relativistic
+        self.context = context
         self.generators = nn.ModuleDict({m: generator(d, fused_channels, dropout) for m, d in dims.items()})
         self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
         self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
@@ -323,7 +327,16 @@ class AdversarialFusion(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Fused features of each modality, ``[B, T, fused_channels]``; they mean nothing where it is missing."""
-        return {m: g(batch.features[m], batch.has(m), batch.speakers) for m, g in self.generators.items()}
+        if self.context:
+            return {m: g(batch.features[m], batch.has(m), batch.speakers) for m, g in self.generators.items()}
+        alone = batch.isolated()
+        fused = {m: g(alone.features[m], alone.has(m), alone.speakers) for m, g in self.generators.items()}
+        return {m: padded(f.squeeze(1), batch.mask) for m, f in fused.items()}
+
+    @property
+    def even_losses(self) -> tuple[float, float]:
+        """Adversarial loss of a generator and loss of a discriminator where all logits are equal, in nats."""
+        return math.log(2), math.log(2) * (1 if self.relativistic else 2)
 
     def loss_weights(self, weight: float) -> dict[str, float]:
         """Weights of the generators' losses, by name: whatever is here is trained, logged and drawn.
@@ -480,7 +493,7 @@ class GraphEmotionClassifier(nn.Module):
         in_channels: Width of the fused features.
         num_classes: How many emotions.
         num_speakers: How many speakers edge types are made for.
-        window_past: How many turns back an utterance hears; with `window_future` both 0 there is no graph.
+        window_past: How many turns back an utterance has neighbours; with `window_future` both 0 it has none.
         window_future: How many turns ahead.
         layers: How many graph convolutions.
         attention: Whether `NodalAttention` follows them.
@@ -502,15 +515,14 @@ class GraphEmotionClassifier(nn.Module):
         self.num_classes = num_classes
         self.window = (window_past, window_future)
         self.num_speakers = num_speakers
-        depth = layers if window_past + window_future else 0
         self.convolutions = nn.ModuleList(
-            RGCNConv(in_channels, in_channels, num_relations=2 * num_speakers**2) for _ in range(depth)
+            RGCNConv(in_channels, in_channels, num_relations=2 * num_speakers**2) for _ in range(layers)
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(layers))
         self.attention = NodalAttention(in_channels) if attention else None
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Sequential(
-            nn.Linear(in_channels * (1 + bool(depth) + attention), in_channels),
+            nn.Linear(in_channels * (1 + bool(layers) + attention), in_channels),
             nn.GELU(),
             nn.Dropout(dropout),
             nn.Linear(in_channels, num_classes),
@@ -538,13 +550,16 @@ class GANFFN(nn.Module):
     many modalities as there are, so that the classifier sees it at the size it knows. An utterance that lacks all of
     them is a node of zeros: what it is given comes from its neighbours in the graph.
 
+    With both windows 0 there is no edge: the same layers with the same parameters read every utterance as a dialogue of
+    its own, so that the ablation takes away what the graph brings and nothing else.
+
     Shapes:
         result: logits ``[B, T, num_classes]``, 0 where padded.
 
     Args:
         fusion: The generators; its discriminators rest.
         classifier: The last layers, as wide as the fused features.
-        speaker_layers: Depth of each modality's `SpeakerEncoder`; 0 leaves these graphs out.
+        speaker_layers: Depth of each modality's `SpeakerEncoder`; 0 leaves them out.
         dropout: Of these graphs.
     """
 
@@ -558,6 +573,7 @@ class GANFFN(nn.Module):
         super().__init__()
         self.fusion = fusion
         self.classifier = classifier
+        self.edges = any(classifier.window)
         self.speaker_encoders = nn.ModuleDict(
             {
                 m: SpeakerEncoder(fusion.fused_channels, speaker_layers, dropout)
@@ -568,6 +584,12 @@ class GANFFN(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits; see the class."""
+        if not self.edges:
+            return padded(self.classify(batch.isolated()).squeeze(1), batch.mask)
+        return self.classify(batch)
+
+    def classify(self, batch: Batch) -> Tensor:
+        """Logits of the dialogues as they are given."""
         fused = self.fusion(batch)
         nodes = {
             m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.speaker_encoders.items()

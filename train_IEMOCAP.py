@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_geometric import seed_everything
 
 import feature_files
@@ -34,13 +33,13 @@ from dataloader import (
     Batch,
     Corpus,
     Dialogue,
-    Standardiser,
     batches,
     class_weights,
     cross_validation,
     hold_out_validation,
     session_logit_adjustment,
 )
+from experiment.checks import check_before_writing, check_export, check_shape
 from experiment.console import say
 from experiment.evaluation import assess, best_epoch, evaluate, fused_corpus, report
 from experiment.plan import plan, train_plan
@@ -54,12 +53,13 @@ from experiment.trained import (
     load_standardiser,
     load_weights,
     shape_of,
+    standardisation,
     standardiser_file,
 )
 from files import InputError, InterruptedRunError, TrainingError, WriteError
 from model import GANFFN, AdversarialFusion, emotion_loss
 from synthetic import synthetic_corpus
-from utils import finite, finite_weights
+from utils import average_weights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
 DISCRIMINATOR_LR_RATIO = 2.0  # learning rate of discriminators over that of generators (TTUR, arXiv 1706.08500)
@@ -73,12 +73,11 @@ CLIP_GRADIENT = 1.0  # norm
 
 def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, Any]:
     """GAN-FFN, for one seed. Returns what ``report.json`` holds."""
-    seed = settings.run.seed
-    seed_everything(seed)
-    corpus = hold_out_validation(corpus, settings.data.valid, seed)
+    corpus = hold_out_validation(corpus, settings.data.valid, settings.run.seed)
     write_config(directory, settings, corpus)
-    standardise = Standardiser.fit(corpus.split("train"))
+    standardise = standardisation(settings, corpus)
     data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+    seed_everything(stream(settings.run.seed, "weights"))
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
     run = Run(directory, tensorboard=settings.run.tensorboard, checkpoint_every=settings.run.checkpoint_every)
     save_tensors(standardiser_file(directory), standardise.tensors())
@@ -112,10 +111,11 @@ def train_adversarial_fusion(
     if settings.fusion.trained_run:
         load_weights(fusion, fusion_weights(Path(settings.fusion.trained_run)))
         epochs = settings.fusion.more_epochs
-    shuffle = torch.Generator().manual_seed(settings.run.seed)
+    seed_everything(stream(settings.run.seed, "stage 1"))
+    shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 1"))
     loader = batches(dialogues, settings.run.batch_size, shuffle)
     weights = fusion.loss_weights(settings.fusion.weight)
-    average = AveragedModel(fusion.generators, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+    average = average_weights(fusion.generators, EMA_DECAY)
     generating = nn.ModuleList([fusion.generators, fusion.decoders])
     generator_optimizer = torch.optim.AdamW(
         generating.parameters(), lr=settings.fusion.lr, weight_decay=settings.classifier.weight_decay
@@ -135,12 +135,13 @@ def train_adversarial_fusion(
         fusion.train()
         losses = []
         for step, batch in enumerate(loader, 1):
-            batch = batch.augment(**asdict(settings.augmentation)).to(settings.run.device)
+            seen = batch.augment(**asdict(settings.augmentation)).to(settings.run.device)
+            # Generators read what is augmented; what they are compared with is clean.
+            real = replace(seen, features=batch.to(settings.run.device).features)
             where = f"epoch {epoch} of stage 1, step {step}"
-            fused = fusion(batch)
 
             discriminator_losses, generator_losses = adversarial_step(
-                fusion, batch, fused, weights, discriminator_optimizer, generator_optimizer, where
+                fusion, real, fusion(seen), weights, discriminator_optimizer, generator_optimizer, where
             )
             average.update_parameters(fusion.generators)
 
@@ -195,8 +196,8 @@ def adversarial_step(
     generator_losses = fusion.generator_losses(batch, fused)
     loss = sum(weights[name] * term for terms in generator_losses.values() for name, term in terms.items())
     generator_optimizer.zero_grad()
-    finite(loss, where).backward()
     generating = [p for group in generator_optimizer.param_groups for p in group["params"]]
+    finite(loss, where).backward(inputs=generating)  # the discriminators get no gradient from this half
     finite(nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT), where, "norm of the gradients")
     generator_optimizer.step()
     return discriminator_losses, generator_losses
@@ -209,15 +210,18 @@ def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], ru
     schedule has come to rest, or with a validation split that of the epoch which scores best there.
     """
     flags, device, classes = settings.classifier, settings.run.device, network.classifier.num_classes
-    shuffle = torch.Generator().manual_seed(settings.run.seed)
+    seed_everything(stream(settings.run.seed, "stage 2"))
+    shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 2"))
     loader = batches(data["train"], settings.run.batch_size, shuffle)
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+    average = average_weights(network, EMA_DECAY)
     # Discriminators and decoders rest: they keep old gradients, and decay would move them.
     learning = [*nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()]
     optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, flags.lr, total_steps=flags.epochs * len(loader))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, flags.lr, total_steps=flags.epochs * len(loader), cycle_momentum=False
+    )
     parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}
     done = run.restore("classifier", parts)
     for epoch in run.epochs("stage 2", done, flags.epochs):
@@ -269,15 +273,20 @@ IEMOCAP_features/README.md says where other public files are and how to make one
   python {Path(__file__).name} --demo"""
 
 
-def load_corpus(settings: Settings) -> Corpus:
-    """The corpus that the settings name."""
+def load_corpus(settings: Settings, needs: Sequence[str] = ("train", "test")) -> Corpus:
+    """The corpus that the settings name, with the splits it needs at least."""
     data = settings.data
     if data.demo:
         corpus = synthetic_corpus()
         say("*** SYNTHETIC CORPUS: made-up dialogues of IEMOCAP's shape. Its scores say nothing about real ones. ***")
     elif data.features:
         corpus = feature_files.read(
-            data.features, text_layers=data.text_layers, target=data.target, missing=data.missing
+            data.features,
+            text_layers=data.text_layers,
+            target=data.target,
+            missing=data.missing,
+            label_names=data.label_names,
+            needs=needs,
         )
     else:
         raise InputError(NO_DATA)
@@ -306,25 +315,23 @@ def evaluate_run(command: Command) -> None:
         one = min(directory.glob("*/config.json"), default=directory / "seed0").parent
         raise InputError(f"{directory}: holds a run for each of several seeds or folds; name one, such as {one}")
     settings = from_json(config["settings"], str(directory / "config.json")).replace(run__device=asked.run.device)
-    if "data.missing" in command.given:
-        settings = settings.replace(data__missing=asked.data.missing)
+    for name in ("missing", "label_names"):
+        if f"data.{name}" in command.given:
+            settings = settings.replace(**{f"data__{name}": getattr(asked.data, name)})
     if asked.data.features or asked.data.demo:
-        settings = settings.replace(data__features=asked.data.features, data__demo=asked.data.demo)
+        settings = settings.replace(data__features=asked.data.features, data__demo=asked.data.demo, data__fold=None)
     utils.choose_determinism(settings.run.deterministic)
-    corpus = load_corpus(settings)
+    corpus = load_corpus(settings, needs=["test"])
     shape = config["corpus"]
-    if {**shape_of(corpus), "num_speakers": 0} != {**shape, "num_speakers": 0}:
-        raise InputError(
-            f"{corpus.name}: features {corpus.dims} and {corpus.num_classes} classes, but the run {directory} was "
-            f"trained on {shape['dims']} and {len(shape['label_names'])}; give a file of the same shape"
-        )
+    check_shape(corpus, shape, directory)
     if command.export_fused:
         check_export(settings, corpus, command.export_fused)
     standardise = load_standardiser(directory)
     network = build_network(shape, settings.fusion, settings.classifier).to(settings.run.device)
     load_weights(network, best_weights(directory))
-    corpus = hold_out_validation(corpus, settings.data.valid, settings.run.seed)
-    data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+    if corpus.sha256 == config["features"]["sha256"]:  # else no dialogue was held out of it
+        corpus = replace(corpus, splits={split: tuple(ids) for split, ids in config["splits"].items()})
+    data = {split: [standardise(d) for d in corpus.split(split)] for split, ids in corpus.splits.items() if ids}
     out = Path(command.out) if command.out else None
     with locked(out) if out else nullcontext():
         if out:
@@ -348,45 +355,6 @@ def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str)
     load_weights(fusion.to(settings.run.device), fusion_weights(directory))
     feature_files.write_nine_tuple(fused_corpus(fusion, load_standardiser(directory), corpus), path)
     say(f"Fused features of {len(corpus.dialogues)} dialogues written to {path} (no label was used).")
-
-
-def check_export(settings: Settings, corpus: Corpus, path: str) -> None:
-    """Refuse to export fused features where there are none, or to where nothing can be.
-
-    Raises:
-        InputError: If a run with these settings has no stage 1, or the file's folder is not there.
-    """
-    if len(corpus.dims) < 2 or not (settings.fusion.epochs or settings.fusion.trained_run):
-        raise InputError("--export-fused: stage 1 was left out, so no features are fused; use two modalities or more")
-    if not Path(path).resolve().parent.is_dir():
-        raise InputError(f"--export-fused {path}: cannot be written; there is no such folder, make it")
-
-
-def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
-    """Find what would stop a run later, while the run directory, and one to be replaced, are untouched.
-
-    Raises:
-        InputError: If validation, a modality, the earlier run's stage 1 or the export cannot be had.
-    """
-    settings, corpus = command.settings, parts[0]
-    for part in parts:
-        held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
-        if settings.data.missing == "mask":
-            Standardiser.fit(held_out.split("train"))
-    for name in settings.augmentation.drop_modality or ():
-        if name not in corpus.dims:
-            raise InputError(f"{corpus.name}: --drop-modality: no {name} features; there are {', '.join(corpus.dims)}")
-    trained_run = settings.fusion.trained_run
-    for flag, needed in (("--features", settings.data.features), ("--use-trained-GAN", trained_run)):
-        if command.overwrite and command.out and needed:
-            path = Path(needed).resolve()
-            if Path(command.out).resolve() in (path, *path.parents):
-                raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
-    if trained_run and len(corpus.dims) > 1:
-        network = build_network(shape_of(corpus), settings.fusion, settings.classifier)
-        load_weights(network.fusion, fusion_weights(Path(trained_run)))
-    if command.export_fused:
-        check_export(settings, corpus, command.export_fused)
 
 
 def train(command: Command) -> int:

@@ -18,6 +18,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from files import InputError, TrainingError
 
@@ -154,6 +155,24 @@ def stream(seed: int, name: str) -> int:
         name: What is random, such as ``weights``.
     """
     return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
+
+
+def average_weights(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a module's weights, each time one of them is updated.
+
+    Corrected for its first steps as Adam's moments are (arXiv 1412.6980, section 3): after t steps the weights of step
+    i count ``decay ** (t - i)``, and all together 1, so that the first ones are not taken for many.
+
+    Args:
+        module: What is averaged.
+        decay: How much of the average a step keeps, between 0 and 1.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
+        share = (1 - decay) / (1 - decay ** (int(steps) + 1))
+        torch._foreach_lerp_(averaged, current, share)
+
+    return AveragedModel(module, multi_avg_fn=torch.no_grad()(update))
 
 
 def finite(value: Tensor, where: str, name: str = "loss") -> Tensor:

@@ -104,7 +104,7 @@ def report(
     started = time.perf_counter()
     history = run.history["classifier"]
     if pictures:
-        draw_curves(run)
+        draw_curves(run, network.fusion.even_losses)
     run.close()
     if not history:
         return {"interrupted": interrupted}
@@ -170,13 +170,13 @@ def assess(
     return scores, text
 
 
-def draw_curves(run: Run) -> None:
-    """Draw the losses of stage 1, and loss and F1 of stage 2, of the epochs there are."""
+def draw_curves(run: Run, even: tuple[float, float]) -> None:
+    """Draw the losses of stage 1, with those of an even game, and loss and F1 of stage 2, of the epochs there are."""
     from experiment import plots  # matplotlib takes a second to import
 
     adversarial, classifier = run.history["adversarial"], run.history["classifier"]
     if adversarial:
-        plots.plot_adversarial_losses(adversarial, run.directory / "GAN_loss.png")
+        plots.plot_adversarial_losses(adversarial, even, run.directory / "GAN_loss.png")
     if classifier:
         plots.plot_training_curves(classifier, best_epoch(classifier), run.directory / "training_curves.png")
 

@@ -23,14 +23,20 @@ def _save_figure(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_adversarial_losses(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """The losses of generators and discriminators by epoch, one panel each; the game is even at ln 2."""
+def plot_adversarial_losses(history: Sequence[Mapping[str, float]], even: tuple[float, float], path: Path) -> None:
+    """The losses of generators and discriminators by epoch, one panel each, with what they are where neither side wins.
+
+    Args:
+        history: A row an epoch.
+        even: The loss of a generator and of a discriminator that cannot tell, in nats.
+        path: Where the picture goes.
+    """
     curves = pd.DataFrame(history).set_index("epoch")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
-    for axis, kind, title in zip(axes, ("G", "D"), ("Generators", "Discriminators"), strict=True):
+    for axis, kind, title, level in zip(axes, "GD", ("Generators", "Discriminators"), even, strict=True):
         for column in curves.filter(like=f"_{kind}_loss"):
             axis.plot(curves.index, curves[column], marker=".", label=column.split("_")[0])
-        axis.axhline(np.log(2), color="0.6", linestyle=":", label="even game (ln 2)")
+        axis.axhline(level, color="0.6", linestyle=":", label=f"neither side wins ({level:.2f})")
         axis.set(title=title, xlabel="epoch", ylabel="adversarial loss (nats)")
         axis.legend()
     _save_figure(figure, path)

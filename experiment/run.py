@@ -196,8 +196,15 @@ class Run:
             for name, part in parts.items():
                 (part.load_state_dict if hasattr(part, "load_state_dict") else part.set_state)(state["parts"][name])
             torch.set_rng_state(state["random"]["cpu"])
-            if state["random"]["cuda"]:
-                torch.cuda.set_rng_state_all(state["random"]["cuda"])
+            cuda = state["random"]["cuda"]
+            if len(cuda) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(cuda)
+            if bool(cuda) != torch.cuda.is_available() or len(cuda) != torch.cuda.device_count():
+                print(
+                    f"{self.last}: begun with {len(cuda) or 'no'} GPUs, goes on with "
+                    f"{torch.cuda.device_count() or 'none'}; the bits may differ",
+                    file=sys.stderr,
+                )
             random.setstate(state["random"]["python"])
             np.random.set_state(state["random"]["numpy"])
             self.history = {stage: list(state["history"][stage]) for stage in self.CURVES}
@@ -214,7 +221,8 @@ class Run:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"{self.last}: not a checkpoint of this network ({type(error).__name__}); begin anew with --overwrite"
+                f"{self.last}: not a checkpoint of this network ({type(error).__name__}); resume with the "
+                "version and flags it was begun with, or begin another run with another --out"
             ) from None
 
     def reached(self, stage: str) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from dataloader import Corpus, Standardiser
 from experiment.run_directory import load_tensors
-from experiment.settings import ClassifierSettings, FusionSettings
+from experiment.settings import ClassifierSettings, FusionSettings, Settings
 from files import InputError
 from model import GANFFN, GENERATORS, AdversarialFusion, GraphEmotionClassifier
 
@@ -29,6 +29,7 @@ def build_network(shape: Mapping[str, Any], fusion: FusionSettings, classifier: 
             fusion.dropout,
             generator=GENERATORS[fusion.generator],
             relativistic=fusion.loss == "relativistic",
+            context=bool(classifier.window_past or classifier.window_future),
         ),
         GraphEmotionClassifier(
             fusion.channels,
@@ -77,3 +78,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise InputError(
             f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"
         ) from None
+
+
+def standardisation(settings: Settings, corpus: Corpus) -> Standardiser:
+    """That of the training dialogues, or of the earlier run whose generators have learnt to read by it."""
+    if settings.fusion.trained_run and len(corpus.dims) > 1:
+        return load_standardiser(Path(settings.fusion.trained_run))
+    return Standardiser.fit(corpus.split("train"))

@@ -87,6 +87,7 @@ class Checks:
         size: Its bytes, which bound what it may unfold to.
         text_layers: ``mean``, ``concat``, or the number of one layer from 1, where there are several layers of text.
         missing: ``refuse`` or ``mask``: whether an utterance may lack a modality, and shall then have a row of NaN.
+        needs: Splits that must have a dialogue.
         lenient: Leave out what is wrong and note it in `faults`, rather than raise; to look at a broken file.
         given_names: The classes as the user names them; None for those the layout is known to have.
     """
@@ -98,6 +99,7 @@ class Checks:
     lenient: bool = False
     faults: list[str] = field(default_factory=list)
     given_names: Sequence[str] | None = None
+    needs: Sequence[str] = ("train", "test")
 
     def __post_init__(self) -> None:
         self.room = max(UNFOLDED, 16 * self.size)
@@ -344,7 +346,7 @@ class Checks:
                     self.fault(split, f"also in split {seen[i]}", "keep a dialogue in one split only", i)
             read[split] = tuple(dict.fromkeys(i for i in map(id_of, members) if i in dialogues))
             seen |= dict.fromkeys(read[split], split)
-        for split in ("train", "test"):
+        for split in self.needs:
             if not read.get(split):
                 self.fault(split, "no dialogues", f"list the dialogues to {split} on")
         return {split: ids for split, ids in read.items() if ids or split != "valid"}

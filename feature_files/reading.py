@@ -38,7 +38,7 @@ def read(
         missing: ``refuse`` features that are not there, or ``mask`` them: their rows are NaN in the corpus.
         label_names: The classes from 0 up, as names or as one string with commas; without, those of ``FILE.labels.txt``
             or ``FILE.labels.json`` where there is such a file, else those the layout is known to have.
-        options: ``lenient`` and ``faults`` of `Checks`.
+        options: ``lenient``, ``faults`` and ``needs`` of `Checks`.
 
     Raises:
         InputError: If the file is not there, is of no known layout, or contradicts itself.
