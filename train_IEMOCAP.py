@@ -329,9 +329,10 @@ def evaluate_run(command: Command) -> None:
     standardise = load_standardiser(directory)
     network = build_network(shape, settings.fusion, settings.classifier).to(settings.run.device)
     load_weights(network, best_weights(directory))
+    scored = corpus
     if corpus.sha256 == config["features"]["sha256"]:  # else no dialogue was held out of it
-        corpus = replace(corpus, splits={split: tuple(ids) for split, ids in config["splits"].items()})
-    data = {split: [standardise(d) for d in corpus.split(split)] for split, ids in corpus.splits.items() if ids}
+        scored = replace(corpus, splits={split: tuple(ids) for split, ids in config["splits"].items()})
+    data = {split: [standardise(d) for d in scored.split(split)] for split, ids in scored.splits.items() if ids}
     out = Path(command.out) if command.out else None
     with locked(out) if out else nullcontext():
         if out:

@@ -63,9 +63,6 @@ def bits(directory: Path) -> dict[str, Any]:
         name = str(path.relative_to(directory))
         if path.name.startswith("events."):
             found["tensorboard/events"] = [*found.get("tensorboard/events", []), events(path)]
-        elif path.name == "config.json":  # it names the directory, and nothing else may differ
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found[name] = {**content, "flags": {**content["flags"], "out": None}}
         elif path.suffix == ".json":
             found[name] = without_times(json.loads(path.read_text(encoding="utf-8")))
         elif path.name in ("GAN_loss.csv", "history.csv"):

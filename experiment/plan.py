@@ -12,8 +12,8 @@ import pandas as pd
 import utils
 from dataloader import Corpus, cross_validation
 from experiment.console import say
-from experiment.run_directory import drop_states, locked, read_json, write_json
-from experiment.settings import Settings
+from experiment.run_directory import drop_states, locked, write_json
+from experiment.settings import Settings, read_json
 
 Figures = Mapping[str, Any]
 

@@ -21,6 +21,7 @@ MODALITIES = ("text", "visual", "acoustic")
 ALIASES = {"audio": "acoustic", "video": "visual"}  # what else the field calls them
 GENERATORS = ("linear", "transformer")  # the kinds that model.py has
 LAST_FLAT_COMMIT = "fcbf372"  # the last whose config.json held flags
+RUN_FORMAT = "gan-ffn-run-1"  # says in config.json that a directory is a run
 
 
 # Kinds of values: how each is read from a flag's text, and checked wherever it comes from -----------------------------
@@ -41,16 +42,16 @@ class Number:
             value = self.kind(text)
         except ValueError:
             raise ValueError(f"{text!r:.40} is no {self.kind.__name__}") from None
-        return self.check(value)
+        return self.check(value, text)
 
-    def check(self, value: Any) -> Any:
-        """From JSON, or from a flag."""
+    def check(self, value: Any, shown: str | None = None) -> Any:
+        """From JSON, or from a flag, whose text is then shown."""
         if isinstance(value, bool) or not isinstance(value, (int, self.kind)):
             raise ValueError(f"{value!r:.40} is no {self.kind.__name__}")
         inside = self.low < value if self.above else self.low <= value
         if not inside or not value <= self.high or not math.isfinite(value):
             bounds = f"{'above' if self.above else 'at least'} {self.low:g} and at most {self.high:g}"
-            raise ValueError(f"{value!s:.40} is out of range; give a number {bounds}")
+            raise ValueError(f"{shown or value!s:.40} is out of range; give a number {bounds}")
         return self.kind(value)
 
 
@@ -531,15 +532,44 @@ def from_file(path: Path) -> Settings:
     Raises:
         InputError: If it cannot be read, or holds no settings.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name a JSON file of settings") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: not valid JSON; name a JSON file of settings, such as a run's config.json") from None
+    content = read_json(path, "name a JSON file of settings, such as a run's config.json")
     if isinstance(content, Mapping) and "flags" in content:
         raise InputError(older(path))
     return from_json(content.get("settings", content) if isinstance(content, Mapping) else content, str(path))
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The ``config.json`` of a run.
+
+    Raises:
+        InputError: If it is not one, or of an older version.
+    """
+    config = read_json(path, "name the directory of a run")
+    if isinstance(config, dict) and "flags" in config:
+        raise InputError(older(path))
+    if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
+        raise InputError(f"{path}: not of a run of GAN-FFN; name the directory of one")
+    if not {"settings", "features", "corpus", "splits"} <= config.keys():
+        raise InputError(f"{path}: incomplete; the run directory is damaged")
+    return config
+
+
+def read_json(path: Path, cure: str = "the run has not come so far, or is damaged") -> Any:
+    """Read JSON.
+
+    Args:
+        path: The file.
+        cure: What to say should be done if it cannot be read.
+
+    Raises:
+        InputError: If it is not there or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {cure}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not valid JSON; {cure}") from None
 
 
 def older(path: Path) -> str:
