@@ -439,8 +439,8 @@ def dialogue_edges(
     """Edges between the utterances of each dialogue, typed as DialogueGCN's are (arXiv 1908.11540, section 3.4.2).
 
     The neighbours of utterance t are all others of its dialogue from ``t - window_past`` to ``t + window_future``.
-    Nodes are the real utterances in the order of ``x[mask]``. An edge's type is the pair of speakers, from whom to whom, and
-    whether the source lies in the past (0) or the future (1)::
+    Nodes are the real utterances in the order of ``x[mask]``. An edge's type is the pair of speakers, from whom to
+    whom, and whether the source lies in the past (0) or the future (1)::
 
         type = 2 * (speaker_source * num_speakers + speaker_target) + in_future
 
