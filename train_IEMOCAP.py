@@ -67,6 +67,7 @@ REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # the same in the reference implementati
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
+WARM_UP = 0.1  # part of stage 1 in which its learning rate rises
 
 # The method ----------------------------------------------------------------------------------------------------------
 
@@ -101,34 +102,47 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
 def train_adversarial_fusion(
     fusion: AdversarialFusion, dialogues: Sequence[Dialogue], run: Run, settings: Settings
 ) -> None:
-    """Stage 1: every modality's fused features learn to pass for the other modalities.
+    """Stage 1: every modality's fused features learn to pass for the other modalities'.
 
     No label is looked at. At the end the generators are the exponential moving average of themselves over the steps
     (arXiv 1806.04498).
     """
-    epochs = settings.fusion.epochs
+    device, epochs, trained_run = settings.run.device, settings.fusion.epochs, settings.fusion.trained_run
     if len(fusion.generators) < 2:
         say("One modality: there is nothing to fuse, so stage 1 is skipped.")
-        return
-    if settings.fusion.trained_run:
-        load_weights(fusion, fusion_weights(Path(settings.fusion.trained_run)))
+        epochs = 0
+    elif trained_run:
+        load_weights(fusion, fusion_weights(Path(trained_run)))
         epochs = settings.fusion.more_epochs
+    if epochs:
+        train_generators(fusion, dialogues, epochs, run, settings)
+    if not fusion.settled:
+        fusion.settle(batch.to(device) for batch in batches(dialogues, settings.run.batch_size))
+
+
+def train_generators(
+    fusion: AdversarialFusion, dialogues: Sequence[Dialogue], epochs: int, run: Run, settings: Settings
+) -> None:
+    """Generators against discriminators, on clean features: noise would make the game look even while it is not."""
+    fusion.unsettle()
     seed_everything(stream(settings.run.seed, "stage 1"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 1"))
     loader = batches(dialogues, settings.run.batch_size, shuffle)
     weights = fusion.loss_weights(settings.fusion.weight)
     average = average_weights(fusion.generators, EMA_DECAY)
-    generating = nn.ModuleList([fusion.generators, fusion.decoders])
-    generator_optimizer = torch.optim.AdamW(
-        generating.parameters(), lr=settings.fusion.lr, weight_decay=settings.classifier.weight_decay
+    lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
+    generator_optimizer = torch.optim.AdamW(fusion.generating, lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        generator_optimizer, lr, total_steps=epochs * len(loader), pct_start=WARM_UP, cycle_momentum=False
     )
     ratio = DISCRIMINATOR_LR_RATIO if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
-    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * settings.fusion.lr)
+    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * lr)
     parts = {
         "fusion": fusion,
         "average": average,
         "generator_optimizer": generator_optimizer,
         "discriminator_optimizer": discriminator_optimizer,
+        "schedule": schedule,
         "shuffle": shuffle,
     }
     done = run.restore("adversarial", parts)
@@ -137,14 +151,13 @@ def train_adversarial_fusion(
         fusion.train()
         losses = []
         for step, batch in enumerate(loader, 1):
-            seen = batch.augment(**asdict(settings.augmentation)).to(settings.run.device)
-            # Generators read what is augmented; what they are compared with is clean.
-            real = replace(seen, features=batch.to(settings.run.device).features)
+            batch = batch.augment(**{**asdict(settings.augmentation), "noise": 0}).to(settings.run.device)
             where = f"epoch {epoch} of stage 1, step {step}"
 
             discriminator_losses, generator_losses = adversarial_step(
-                fusion, real, fusion(seen), weights, discriminator_optimizer, generator_optimizer, where
+                fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, where
             )
+            schedule.step()
             average.update_parameters(fusion.generators)
 
             losses.append(
@@ -162,8 +175,7 @@ def train_adversarial_fusion(
         means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
-    if epochs:
-        fusion.generators.load_state_dict(average.module.state_dict())
+    fusion.generators.load_state_dict(average.module.state_dict())
 
 
 def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
@@ -188,7 +200,7 @@ def adversarial_step(
     Raises:
         TrainingError: If a loss or a gradient is not finite.
     """
-    # Discriminators: tell the real features of a modality from the fused features of the others.
+    # Discriminators: tell a modality's fused features from the others'.
     discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
     discriminator_optimizer.zero_grad()
     finite(sum(discriminator_losses.values()), where).backward()

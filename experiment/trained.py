@@ -29,7 +29,6 @@ def build_network(shape: Mapping[str, Any], fusion: FusionSettings, classifier: 
         AdversarialFusion(
             shape["dims"],
             fusion.channels,
-            fusion.dropout,
             generator=partial(GENERATORS[fusion.generator], causal=causal),
             relativistic=fusion.loss == "relativistic",
             context=bool(classifier.window_past or window_future),
