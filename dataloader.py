@@ -19,7 +19,7 @@ from files import InputError
 
 MODALITIES = ("text", "visual", "acoustic")
 IEMOCAP_LABELS = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
-IGNORE_LABEL = -100  # what torch's cross entropy skips; marks padding
+IGNORE_LABEL = -100  # what torch's cross entropy skips; marks padding, and utterances without a label
 
 
 @dataclass(frozen=True)

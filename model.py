@@ -76,10 +76,15 @@ class SpeakerRecurrence(nn.Module):
 
     Shapes:
         x: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``; result: ``[N, 2d]``.
+
+    Args:
+        channels: Width; even.
+        causal: Whether all states run forward, so that no utterance hears what comes after it.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, causal: bool = False):
         super().__init__()
+        self.causal = causal
         self.gate = nn.Linear(channels, channels)
         self.candidate = nn.Linear(channels, channels)
         # Gates begin between closed and half open, so that memories of many lengths are there from the start.
@@ -91,8 +96,10 @@ class SpeakerRecurrence(nn.Module):
         turns = (mask & (speakers == numbers)).unsqueeze(-1)  # [S, B, T, 1]
         gate = padded(torch.sigmoid(self.gate(x)), mask) * turns  # [S, B, T, d]
         update = gate * padded(self.candidate(x), mask)
-        # Half of the channels remember the past; the other half, run backwards, the future.
-        states = _flip_half(gated_recurrence(_flip_half(1 - gate), _flip_half(update)))
+        if self.causal:
+            states = gated_recurrence(1 - gate, update)
+        else:  # half of the channels remember the past; the other half, run backwards, the future
+            states = _flip_half(gated_recurrence(_flip_half(1 - gate), _flip_half(update)))
         own = (states * turns).sum(0)
         return torch.cat([own, states.sum(0) - own], dim=-1)[mask]
 
@@ -106,12 +113,13 @@ class SpeakerLayer(nn.Module):
     Args:
         channels: Width; even.
         dropout: Probability, between 0 and 1.
+        causal: As `SpeakerRecurrence`.
     """
 
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, channels: int, dropout: float, causal: bool = False):
         super().__init__()
         self.norm_states = nn.LayerNorm(channels)
-        self.states = SpeakerRecurrence(channels)
+        self.states = SpeakerRecurrence(channels, causal)
         self.read = nn.Linear(2 * channels, channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(channels),
@@ -142,11 +150,12 @@ class SpeakerEncoder(nn.Module):
         channels: Width; even.
         blocks: How many `SpeakerLayer` deep.
         dropout: Probability, between 0 and 1.
+        causal: As `SpeakerRecurrence`.
     """
 
-    def __init__(self, channels: int, blocks: int, dropout: float):
+    def __init__(self, channels: int, blocks: int, dropout: float, causal: bool = False):
         super().__init__()
-        self.blocks = nn.ModuleList(SpeakerLayer(channels, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(SpeakerLayer(channels, dropout, causal) for _ in range(blocks))
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
@@ -164,13 +173,23 @@ def padded(x: Tensor, mask: Tensor) -> Tensor:
     return result
 
 
-def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = False) -> Tensor:
     """Features less the mean of the same speaker's features in the dialogue: how unlike themselves they sound.
 
     Shapes:
         x, result: ``[B, T, d]``; mask, speakers: ``[B, T]``.
+
+    Args:
+        x: Features.
+        mask: Which of them count.
+        speakers: Whose they are.
+        causal: Whether the mean is that of the speaker's turns so far, this one included.
     """
     spoken = F.one_hot(speakers).to(x.dtype) * mask.unsqueeze(-1)  # [B, T, S]
+    if causal:
+        turns = spoken.cumsum(1).clamp(min=1).unsqueeze(-1)  # [B, T, S, 1]
+        so_far = (spoken.unsqueeze(-1) * x.unsqueeze(2)).cumsum(1) / turns  # [B, T, S, d]
+        return x - (spoken.unsqueeze(2) @ so_far).squeeze(2)
     turns = spoken.sum(1).clamp(min=1).unsqueeze(-1)  # [B, S, 1]
     return x - spoken @ (spoken.transpose(1, 2) @ x / turns)
 
@@ -188,17 +207,19 @@ class FusedFeatureGenerator(nn.Module):
         in_channels: Width of the modality.
         fused_channels: Width of the fused features.
         dropout: Probability, between 0 and 1.
+        causal: Whether a speaker's mean is that of the turns so far.
     """
 
-    def __init__(self, in_channels: int, fused_channels: int, dropout: float = 0.4):
+    def __init__(self, in_channels: int, fused_channels: int, dropout: float = 0.4, causal: bool = False):
         super().__init__()
+        self.causal = causal
         self.embed = nn.Linear(2 * in_channels, fused_channels)
         self.norm = nn.LayerNorm(fused_channels)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        x = torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1)[mask]
+        x = torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1)[mask]
         return padded(self.norm(self.dropout(self.embed(x))), mask)
 
 
@@ -214,10 +235,20 @@ class TransformerGenerator(nn.Module):
         dropout: Probability, between 0 and 1.
         layers: How many encoder layers.
         heads: Of the attention.
+        causal: Whether an utterance attends to nothing after it, and a speaker's mean is that of the turns so far.
     """
 
-    def __init__(self, in_channels: int, fused_channels: int, dropout: float = 0.4, layers: int = 2, heads: int = 2):
+    def __init__(
+        self,
+        in_channels: int,
+        fused_channels: int,
+        dropout: float = 0.4,
+        layers: int = 2,
+        heads: int = 2,
+        causal: bool = False,
+    ):
         super().__init__()
+        self.heads, self.causal = heads, causal
         self.embed = nn.Linear(2 * in_channels, fused_channels)
         layer = nn.TransformerEncoderLayer(
             fused_channels, heads, 2 * fused_channels, dropout, activation="gelu", batch_first=True, norm_first=True
@@ -227,11 +258,21 @@ class TransformerGenerator(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        x = self.embed(torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1))
+        x = self.embed(torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1))
         x = x + sinusoids(x.shape[1], x.shape[2], x.device)
+        if self.causal:
+            blocked = ~past(mask).repeat_interleave(self.heads, 0)
+            return padded(self.norm(self.encoder(x, mask=blocked))[mask], mask)
         # A dialogue that lacks the modality throughout attends to its padding, or softmax would be of nothing.
         padding = ~mask & mask.any(1, keepdim=True)
         return padded(self.norm(self.encoder(x, src_key_padding_mask=padding))[mask], mask)
+
+
+def past(mask: Tensor) -> Tensor:
+    """What a causal attention may look at, ``[B, T, T]``: itself, and the real utterances before it."""
+    turns = torch.arange(mask.shape[1], device=mask.device)
+    before, here = turns < turns.unsqueeze(1), turns == turns.unsqueeze(1)
+    return (mask.unsqueeze(1) & before) | here
 
 
 def sinusoids(length: int, channels: int, device: torch.device) -> Tensor:
@@ -474,13 +515,15 @@ class NodalAttention(nn.Module):
         x, result: ``[B, T, d]``; mask: ``[B, T]``.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, causal: bool = False):
         super().__init__()
+        self.causal = causal
         self.query = nn.Linear(channels, channels, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What each utterance gathers from its dialogue; see the class."""
-        return F.scaled_dot_product_attention(self.query(x), x, x, attn_mask=mask.unsqueeze(1))
+        """What each utterance gathers from its dialogue, or of what was said so far; see the class."""
+        seen = past(mask) if self.causal else mask.unsqueeze(1)
+        return F.scaled_dot_product_attention(self.query(x), x, x, attn_mask=seen)
 
 
 class GraphEmotionClassifier(nn.Module):
@@ -498,6 +541,7 @@ class GraphEmotionClassifier(nn.Module):
         layers: How many graph convolutions.
         attention: Whether `NodalAttention` follows them.
         dropout: Probability, between 0 and 1.
+        causal: Whether that attention looks at nothing ahead.
     """
 
     def __init__(
@@ -510,6 +554,7 @@ class GraphEmotionClassifier(nn.Module):
         layers: int = 2,
         attention: bool = False,
         dropout: float = 0.4,
+        causal: bool = False,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -519,7 +564,7 @@ class GraphEmotionClassifier(nn.Module):
             RGCNConv(in_channels, in_channels, num_relations=2 * num_speakers**2) for _ in range(layers)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(layers))
-        self.attention = NodalAttention(in_channels) if attention else None
+        self.attention = NodalAttention(in_channels, causal) if attention else None
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Sequential(
             nn.Linear(in_channels * (1 + bool(layers) + attention), in_channels),
@@ -530,6 +575,14 @@ class GraphEmotionClassifier(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Logits; see the class."""
+        return padded(self.classify(self.views(x, mask, speakers)), mask)
+
+    def last_layer(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """What the last linear map reads, ``[N, in_channels]``."""
+        return self.classify[:-1](self.views(x, mask, speakers))
+
+    def views(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """Each utterance beside what the graph says of it, ``[N, …]``."""
         nodes = self.dropout(x[mask])  # [N, d]
         views = [nodes]
         if self.convolutions:
@@ -540,7 +593,7 @@ class GraphEmotionClassifier(nn.Module):
             views.append(convolved)
         if self.attention is not None:
             views.append(self.attention(padded(views[-1], mask), mask)[mask])
-        return padded(self.classify(torch.cat(views, dim=-1)), mask)
+        return torch.cat(views, dim=-1)
 
 
 class GANFFN(nn.Module):
@@ -561,6 +614,7 @@ class GANFFN(nn.Module):
         classifier: The last layers, as wide as the fused features.
         speaker_layers: Depth of each modality's `SpeakerEncoder`; 0 leaves them out.
         dropout: Of these graphs.
+        causal: Whether they hear nothing ahead; fusion and classifier say so for themselves.
     """
 
     def __init__(
@@ -569,6 +623,7 @@ class GANFFN(nn.Module):
         classifier: GraphEmotionClassifier,
         speaker_layers: int = 2,
         dropout: float = 0.4,
+        causal: bool = False,
     ):
         super().__init__()
         self.fusion = fusion
@@ -576,7 +631,7 @@ class GANFFN(nn.Module):
         self.edges = any(classifier.window)
         self.speaker_encoders = nn.ModuleDict(
             {
-                m: SpeakerEncoder(fusion.fused_channels, speaker_layers, dropout)
+                m: SpeakerEncoder(fusion.fused_channels, speaker_layers, dropout, causal)
                 for m in fusion.generators
                 if speaker_layers
             }
@@ -588,8 +643,17 @@ class GANFFN(nn.Module):
             return padded(self.classify(batch.isolated()).squeeze(1), batch.mask)
         return self.classify(batch)
 
+    def last_layer(self, batch: Batch) -> Tensor:
+        """What the classifier's last linear map reads of the real utterances, ``[N, fused_channels]``."""
+        batch = batch if self.edges else batch.isolated()
+        return self.classifier.last_layer(self.nodes(batch), batch.mask, batch.speakers)
+
     def classify(self, batch: Batch) -> Tensor:
         """Logits of the dialogues as they are given."""
+        return self.classifier(self.nodes(batch), batch.mask, batch.speakers)
+
+    def nodes(self, batch: Batch) -> Tensor:
+        """All modalities of each utterance as one, ``[B, T, fused_channels]``."""
         fused = self.fusion(batch)
         nodes = {
             m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.speaker_encoders.items()
@@ -597,7 +661,7 @@ class GANFFN(nn.Module):
         has = {m: batch.has(m).unsqueeze(-1) for m in nodes}
         total = sum(x.masked_fill(~has[m], 0) for m, x in nodes.items())
         scale = len(nodes) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing
-        return self.classifier(total * scale, batch.mask, batch.speakers)
+        return total * scale
 
 
 LABEL_SMOOTHING = 0.1

@@ -42,12 +42,12 @@ from dataloader import (
 from experiment.checks import check_before_writing, check_export, check_shape
 from experiment.console import say
 from experiment.evaluation import assess, best_epoch, evaluate, fused_corpus, report
-from experiment.plan import plan, train_plan
+from experiment.plan import out_of_fold, plan, train_plan
+from experiment.prediction import assess_model, load
 from experiment.run import Run
 from experiment.run_directory import locked, prepare_directory, read_config, save_tensors, write_config, write_json
 from experiment.settings import Settings, from_json
 from experiment.trained import (
-    best_weights,
     build_network,
     fusion_weights,
     load_standardiser,
@@ -83,17 +83,19 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
     save_tensors(standardiser_file(directory), standardise.tensors())
     announce(corpus, network, settings, directory)
 
-    interrupted = None
+    interrupted, held_out = None, []
     try:
         with run.stoppable():
             if not run.reached("classifier"):
                 train_adversarial_fusion(network.fusion, data["train"], run, settings)
                 save_tensors(fusion_weights(directory), network.fusion.state_dict())
             train_classifier(network, data, run, settings)
+        if settings.run.calibrate:
+            held_out = out_of_fold(settings, corpus, directory, run_seed)
     except InterruptedRunError as stop:
         interrupted = str(stop)
     shown = {"best_on_test": settings.run.report_best_test, "pictures": settings.run.pictures}
-    return report(network, data, corpus.label_names, run, **shown, interrupted=interrupted)
+    return report(network, data, corpus.label_names, run, **shown, interrupted=interrupted, out_of_fold=held_out)
 
 
 def train_adversarial_fusion(
@@ -308,12 +310,10 @@ def announce(corpus: Corpus, network: GANFFN, settings: Settings, directory: Pat
 
 
 def evaluate_run(command: Command) -> None:
-    """Score a finished run again, on its own feature file or on another of the same shape."""
+    """Score a finished run again, or those of several seeds as one, on its own feature file or on another alike."""
     directory, asked = Path(command.evaluate), command.settings
     config = read_config(directory)
-    if config.get("plan"):
-        one = min(directory.glob("*/config.json"), default=directory / "seed0").parent
-        raise InputError(f"{directory}: holds a run for each of several seeds or folds; name one, such as {one}")
+    model = load(directory, asked.run.device)
     settings = from_json(config["settings"], str(directory / "config.json")).replace(run__device=asked.run.device)
     for name in ("missing", "label_names"):
         if f"data.{name}" in command.given:
@@ -322,22 +322,29 @@ def evaluate_run(command: Command) -> None:
         settings = settings.replace(data__features=asked.data.features, data__demo=asked.data.demo, data__fold=None)
     utils.choose_determinism(settings.run.deterministic)
     corpus = load_corpus(settings, needs=["test"])
-    shape = config["corpus"]
-    check_shape(corpus, shape, directory)
+    check_shape(corpus, config["corpus"], directory)
+    several = len(model.members) > 1
     if command.export_fused:
+        if several:
+            one = directory / model.members[0].name
+            raise InputError(f"--export-fused writes the features of one run: use --evaluate {one}")
         check_export(settings, corpus, command.export_fused)
-    standardise = load_standardiser(directory)
-    network = build_network(shape, settings.fusion, settings.classifier).to(settings.run.device)
-    load_weights(network, best_weights(directory))
     scored = corpus
-    if corpus.sha256 == config["features"]["sha256"]:  # else no dialogue was held out of it
+    if corpus.sha256 == config["features"]["sha256"] and not several:  # else no dialogue was held out of it
         scored = replace(corpus, splits={split: tuple(ids) for split, ids in config["splits"].items()})
-    data = {split: [standardise(d) for d in scored.split(split)] for split, ids in scored.splits.items() if ids}
+    data = {split: scored.split(split) for split, ids in scored.splits.items() if ids}
     out = Path(command.out) if command.out else None
     with locked(out) if out else nullcontext():
         if out:
             prepare_directory(out, corpus, resume=False, overwrite=command.overwrite)
-        scores, text = assess(network, data, corpus.label_names, out, pictures=asked.run.pictures)
+        if several:
+            scores, text = assess_model(model, data, out, pictures=asked.run.pictures)
+        else:
+            one = model.members[0]
+            standardised = {split: [one.standardise(d) for d in dialogues] for split, dialogues in data.items()}
+            scores, text = assess(
+                one.network, standardised, corpus.label_names, out, one.calibration, pictures=asked.run.pictures
+            )
         if out:
             write_json(out / "report.json", scores)
     say(text)

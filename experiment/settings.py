@@ -182,6 +182,19 @@ class Fold:
         return parse_folds(str(folds)), over, Text(r"[A-Za-z0-9]+", "a fold's name").check(name)
 
 
+@dataclass(frozen=True)
+class Folds:
+    """``sessions``, or a number of folds."""
+
+    def parse(self, text: str) -> str | int:
+        """From a flag."""
+        return parse_folds(text)
+
+    def check(self, value: Any) -> str | int:
+        """From JSON."""
+        return parse_folds(str(value))
+
+
 def parse_folds(text: str) -> str | int:
     """``sessions``, or a number of folds."""
     return text if text == "sessions" else Number(int, 2, 10_000).parse(text)
@@ -350,6 +363,13 @@ class ClassifierSettings:
         "how many turns ahead; with both windows 0 the graph has no edge and nothing reads a dialogue",
         metavar="TURNS",
     )
+    causal: bool = setting(
+        False,
+        SWITCH,
+        "--causal",
+        "hear nothing of the dialogue's future: no future window, states that run forward only, each speaker's mean "
+        "over the turns so far; such a run can be used live (predict.py --stream)",
+    )
     speaker_layers: int = setting(
         2,
         Number(int, 0, 100),
@@ -439,6 +459,14 @@ class RunSettings:
         "--report-best-test",
         "score the test split at every epoch and show the best beside the report, as much of the field does; the "
         "weights that are kept do not depend on it",
+    )
+    calibrate: str | int | None = setting(
+        None,
+        Folds(),
+        "--calibrate",
+        "fit the temperature of the probabilities on the training dialogues, each under a network that has not seen "
+        "it: K folds, or one a session, cost as many trainings more (default: on the validation split, if any)",
+        metavar="K",
     )
     checkpoint_every: int = setting(
         1, Number(int, 1, 100_000), "--checkpoint-every", "epochs between checkpoints to resume from", metavar="N"
