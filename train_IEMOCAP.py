@@ -40,8 +40,9 @@ from dataloader import (
     session_logit_adjustment,
 )
 from experiment.checks import check_before_writing, check_export, check_shape
-from experiment.console import say
+from experiment.console import announce, say
 from experiment.evaluation import assess, best_epoch, evaluate, fused_corpus, report
+from experiment.fusion_quality import quality_of_run
 from experiment.plan import out_of_fold, plan, train_plan
 from experiment.prediction import assess_model, load
 from experiment.run import Run
@@ -82,7 +83,9 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
     run = Run(directory, tensorboard=settings.run.tensorboard, checkpoint_every=settings.run.checkpoint_every)
     save_tensors(standardiser_file(directory), standardise.tensors())
-    announce(corpus, network, settings, directory)
+    splits = {split: len(ids) for split, ids in corpus.splits.items()}
+    parameters = sum(p.numel() for p in network.parameters())
+    announce(Path(corpus.name).name, splits, corpus.dims, parameters, settings.run.device, str(directory))
 
     interrupted, held_out = None, []
     try:
@@ -95,8 +98,18 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
             held_out = out_of_fold(settings, corpus, directory, run_seed)
     except InterruptedRunError as stop:
         interrupted = str(stop)
-    shown = {"best_on_test": settings.run.report_best_test, "pictures": settings.run.pictures}
-    return report(network, data, corpus.label_names, run, **shown, interrupted=interrupted, out_of_fold=held_out)
+    fused = run.history["classifier"] and (settings.fusion.epochs or settings.fusion.trained_run)
+    return report(
+        network,
+        data,
+        corpus.label_names,
+        run,
+        best_on_test=settings.run.report_best_test,
+        pictures=settings.run.pictures,
+        interrupted=interrupted,
+        fusion=quality_of_run(network.fusion, directory, data) if fused else None,
+        out_of_fold=held_out,
+    )
 
 
 def train_adversarial_fusion(
@@ -136,7 +149,10 @@ def train_generators(
         generator_optimizer, lr, total_steps=epochs * len(loader), pct_start=WARM_UP, cycle_momentum=False
     )
     ratio = DISCRIMINATOR_LR_RATIO if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
-    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * lr)
+    # Little momentum and no decay, as R3GAN's discriminators.
+    discriminator_optimizer = torch.optim.AdamW(
+        fusion.discriminators.parameters(), lr=ratio * lr, betas=(0.5, 0.99), weight_decay=0
+    )
     parts = {
         "fusion": fusion,
         "average": average,
@@ -176,11 +192,6 @@ def train_generators(
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
     fusion.generators.load_state_dict(average.module.state_dict())
-
-
-def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
-    """Adam with little momentum and no decay, as R3GAN's discriminators have it."""
-    return torch.optim.AdamW(fusion.discriminators.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0)
 
 
 def adversarial_step(
@@ -308,17 +319,6 @@ def load_corpus(settings: Settings, needs: Sequence[str] = ("train", "test")) ->
         folds, over, name = data.fold
         corpus = cross_validation(corpus, folds, over)[name]
     return corpus.select_modalities(data.modalities) if data.modalities else corpus
-
-
-def announce(corpus: Corpus, network: GANFFN, settings: Settings, directory: Path) -> None:
-    """Say in a line what is about to be trained."""
-    splits = ", ".join(f"{len(ids)} {split}" for split, ids in corpus.splits.items())
-    dims = ", ".join(f"{m} {d}" for m, d in corpus.dims.items())
-    parameters = sum(p.numel() for p in network.parameters())
-    say(
-        f"{Path(corpus.name).name}: dialogues {splits}; features {dims}; {parameters:,} parameters on "
-        f"{settings.run.device}; into {directory}"
-    )
 
 
 def evaluate_run(command: Command) -> None:
