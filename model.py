@@ -455,7 +455,8 @@ def dialogue_edges(
         ``edge_index [2, E]``, the heard above the hearing, and ``edge_type [E]``.
     """
     turns = torch.arange(mask.shape[1], device=mask.device)
-    offsets = torch.arange(-window_past, window_future + 1, device=mask.device)
+    longest = mask.shape[1] - 1  # further than that there is no turn
+    offsets = torch.arange(-min(window_past, longest), min(window_future, longest) + 1, device=mask.device)
     heard = turns.unsqueeze(1) + offsets[offsets != 0]  # [T, W]
     inside = (heard >= 0) & (heard < mask.shape[1])
     heard = heard.clamp(0, mask.shape[1] - 1)

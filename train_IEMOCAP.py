@@ -8,13 +8,12 @@
 
 from __future__ import annotations
 
-from experiment.flags import Command, parse_args
 from experiment.start import begin, ready
 
 if __name__ == "__main__":
-    begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
+    begin("experiment.flags")  # wrong flags and --help are answered here, before the imports that take seconds
 
-import sys
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -39,12 +38,21 @@ from dataloader import (
     hold_out_validation,
     session_logit_adjustment,
 )
-from experiment.checks import check_before_writing, check_export, check_shape
-from experiment.console import say
+from experiment.checks import check_before_writing, check_export, check_memory, check_shape
+from experiment.console import leave, say
 from experiment.evaluation import assess, best_epoch, evaluate, fused_corpus, report
+from experiment.flags import Command, parse_args
 from experiment.plan import plan, train_plan
 from experiment.run import Run
-from experiment.run_directory import locked, prepare_directory, read_config, save_tensors, write_config, write_json
+from experiment.run_directory import (
+    locked,
+    prepare_directory,
+    read_config,
+    save_tensors,
+    splits_of,
+    write_config,
+    write_json,
+)
 from experiment.settings import Settings, from_json
 from experiment.trained import (
     best_weights,
@@ -56,7 +64,7 @@ from experiment.trained import (
     standardisation,
     standardiser_file,
 )
-from files import InputError, InterruptedRunError, TrainingError, WriteError
+from files import InputError, InterruptedRunError, TrainingError, WriteError, complain, printable
 from model import GANFFN, AdversarialFusion, emotion_loss
 from synthetic import synthetic_corpus
 from utils import average_weights, finite, finite_weights, stream
@@ -292,7 +300,10 @@ def load_corpus(settings: Settings, needs: Sequence[str] = ("train", "test")) ->
         raise InputError(NO_DATA)
     if data.fold:
         folds, over, name = data.fold
-        corpus = cross_validation(corpus, folds, over)[name]
+        parts = cross_validation(corpus, folds, over)
+        if name not in parts:
+            raise InputError(f"{corpus.name}: no fold {name} of the run's; there are {', '.join(parts):.200}")
+        corpus = parts[name]
     return corpus.select_modalities(data.modalities) if data.modalities else corpus
 
 
@@ -301,6 +312,9 @@ def announce(corpus: Corpus, network: GANFFN, settings: Settings, directory: Pat
     splits = ", ".join(f"{len(ids)} {split}" for split, ids in corpus.splits.items())
     dims = ", ".join(f"{m} {d}" for m, d in corpus.dims.items())
     parameters = sum(p.numel() for p in network.parameters())
+    if corpus.most_speakers > corpus.num_speakers:
+        most = f"up to {corpus.most_speakers} speakers in a dialogue"
+        say(f"{most}: those from the {corpus.num_speakers}th on count as one, and share their edge types.")
     say(
         f"{Path(corpus.name).name}: dialogues {splits}; features {dims}; {parameters:,} parameters on "
         f"{settings.run.device}; into {directory}"
@@ -326,11 +340,12 @@ def evaluate_run(command: Command) -> None:
     check_shape(corpus, shape, directory)
     if command.export_fused:
         check_export(settings, corpus, command.export_fused)
+    check_memory(settings, shape, training=False)
     standardise = load_standardiser(directory)
     network = build_network(shape, settings.fusion, settings.classifier).to(settings.run.device)
     load_weights(network, best_weights(directory))
     if corpus.sha256 == config["features"]["sha256"]:  # else no dialogue was held out of it
-        corpus = replace(corpus, splits={split: tuple(ids) for split, ids in config["splits"].items()})
+        corpus = replace(corpus, splits=splits_of(config, corpus, directory))
     data = {split: [standardise(d) for d in corpus.split(split)] for split, ids in corpus.splits.items() if ids}
     out = Path(command.out) if command.out else None
     with locked(out) if out else nullcontext():
@@ -364,8 +379,9 @@ def train(command: Command) -> int:
     runs = plan(settings, corpus, command.seeds, command.folds, command.folds_over)
     check_before_writing(command, [run.corpus for run in runs])
     data = "demo" if settings.data.demo else Path(settings.data.features).stem
-    directory = Path(command.resume or command.out or f"runs/{data}-{time.strftime('%Y%m%d-%H%M%S')}")
-    go_on = f"To go on: python {Path(__file__).name} --resume {directory}"
+    name = f"{printable(data, 80)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = Path(command.resume or command.out or f"runs/{name}")
+    go_on = f"To go on: python {Path(__file__).name} --resume {shlex.quote(str(directory))}"
     try:
         with locked(directory):
             prepare_directory(directory, corpus, resume=bool(command.resume), overwrite=command.overwrite)
@@ -378,7 +394,7 @@ def train(command: Command) -> int:
     except WriteError as error:
         raise TrainingError(f"{error}. What was finished is kept. {go_on}") from None
     if "interrupted" in figures:
-        print(f"Interrupted at {figures['interrupted']}. {go_on}", file=sys.stderr)
+        complain(f"Interrupted at {figures['interrupted']}. {go_on}")
         return 130
     if command.export_fused:
         export_fused(directory, corpus, settings, command.export_fused)
@@ -401,26 +417,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         utils.choose_determinism(settings.run.deterministic)
         return train(command)
     except InputError as error:
-        message = str(error)  # in which a file's name may have a line break
-        print(f"error: {message if message == NO_DATA else ' '.join(message.split())}", file=sys.stderr)
+        for line in str(error).splitlines() if str(error) == NO_DATA else [str(error)]:
+            complain(line if line.startswith("  ") else f"error: {line}")
         return 2
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     except KeyboardInterrupt as stop:
-        print(str(stop) or "Stopped.", file=sys.stderr)
+        complain(str(stop) or "Stopped.")
         return 130
     except (MemoryError, RuntimeError) as error:
         if not utils.out_of_memory(error):
             raise
-        print(
+        complain(
             f"error: out of memory on {settings.run.device}; what was finished is kept; lower --batch-size "
-            f"({settings.run.batch_size} now), use fewer --modalities, or --resume where there is more memory",
-            file=sys.stderr,
+            f"({settings.run.batch_size} now), use fewer --modalities, or --resume where there is more memory"
         )
         return 1
 
 
 if __name__ == "__main__":
     ready()
-    sys.exit(main())
+    leave(main())

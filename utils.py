@@ -20,7 +20,7 @@ from sklearn.metrics import (
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from files import InputError, TrainingError
+from files import InputError, TrainingError, printable
 
 # Scores --------------------------------------------------------------------------------------------------------------
 
@@ -103,8 +103,9 @@ def report_text(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequ
     """The report the field prints: loss and weighted F1, scikit-learn's report with 4 digits, confusion matrix."""
     figures = score(labels, probabilities, label_names)
     predicted = probabilities.argmax(1)
+    names = [printable(name, 40) for name in label_names]
     table = classification_report(
-        labels, predicted, labels=range(len(label_names)), target_names=label_names, digits=4, zero_division=0
+        labels, predicted, labels=range(len(label_names)), target_names=names, digits=4, zero_division=0
     )
     matrix = np.array(figures["confusion_matrix"])
     return f"Test performance..\nLoss {figures['loss']:.4f} F1-score {figures['weighted_f1']:.2f}\n{table}\n{matrix}\n"
