@@ -14,9 +14,10 @@ if __name__ == "__main__":
     begin("experiment.flags")  # wrong flags and --help are answered here, before the imports that take seconds
 
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -417,8 +418,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         utils.choose_determinism(settings.run.deterministic)
         return train(command)
     except InputError as error:
-        for line in str(error).splitlines() if str(error) == NO_DATA else [str(error)]:
-            complain(line if line.startswith("  ") else f"error: {line}")
+        if str(error) == NO_DATA:
+            with suppress(OSError):
+                print(f"error: {NO_DATA}", file=sys.stderr)
+        else:
+            complain(f"error: {error}")
         return 2
     except TrainingError as error:
         complain(f"error: {error}")

@@ -17,7 +17,6 @@ from utils import interval
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
 
-
 LARGEST = 18.0  # inches of a picture that grows with what it shows
 MOST_NAMED = 40  # classes, seeds or folds whose names fit on an axis
 MOST_WRITTEN = 20  # classes whose counts are written into the matrix, or which have a place in a legend

@@ -44,6 +44,8 @@ def check_state(state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If they are not.
     """
+    if state["stage"] not in Run.CURVES:
+        raise ValueError("stage")
     history, epoch = state["history"], state["epoch"]
     rows = [row for stage in Run.CURVES for row in history[stage]]
     figures = [x for row in rows for x in row.values()]
@@ -55,6 +57,11 @@ def check_state(state: Mapping[str, Any]) -> None:
         raise ValueError("epoch")
     if not all(isinstance(x, Tensor) for x in state["best"].values()):
         raise ValueError("weights")
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Name of each tensor to its shape."""
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 def alike(part: Any, saved: Any) -> bool:
@@ -72,7 +79,13 @@ def alike(part: Any, saved: Any) -> bool:
             and all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in saved["state"].values())
         )
     if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
-        return same_kinds(part.state_dict(), saved)
+        ours = part.state_dict()
+        fixed = ("total_steps", "_schedule_phases", "cycle_momentum")
+        return (
+            ours.keys() == saved.keys()
+            and same_kinds(ours, saved)
+            and all(ours.get(name) == saved.get(name) for name in fixed)
+        )
     return True
 
 
@@ -86,7 +99,7 @@ def same_kinds(ours: Any, theirs: Any) -> bool:
         return isinstance(theirs, type(ours)) and len(ours) == len(theirs) and all(map(same_kinds, ours, theirs))
     if isinstance(ours, (int, float)) and not isinstance(ours, bool):
         return isinstance(theirs, (int, float)) and math.isfinite(theirs)
-    return type(ours) is type(theirs)
+    return type(ours) is type(theirs) and (ours == theirs or not isinstance(ours, str))
 
 
 class Run:
@@ -254,7 +267,8 @@ class Run:
         if not state or state["stage"] != stage:
             return 0
         try:
-            check_state(state)
+            if state["best"] and "network" in parts and shapes(state["best"]) != shapes(parts["network"].state_dict()):
+                raise ValueError("weights")
             for name, part in parts.items():
                 if not alike(part, state["parts"][name]):
                     raise ValueError(f"part {name}")
@@ -312,6 +326,7 @@ class Run:
                 state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
                 if not {"stage", "epoch", "parts", "random", "history", "best"} <= state.keys():
                     raise ValueError("content")
+                check_state(state)
             except Exception:  # torch raises many types on a damaged file
                 damaged.append(path)
                 continue

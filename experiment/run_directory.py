@@ -231,6 +231,13 @@ def marked(directory: Path) -> bool:
     return not path.is_symlink() and isinstance(config, dict) and config.get("format") == FORMAT
 
 
+def drop_states(directory: Path) -> None:
+    """Delete what a finished run no longer needs, the states to resume from: five times its weights, twice."""
+    for path in (directory / "checkpoints").glob("*.pt"):
+        with suppress(OSError):  # the run is whole all the same
+            path.unlink()
+
+
 # What a run stands on -------------------------------------------------------------------------------------------------
 
 
