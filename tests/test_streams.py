@@ -32,8 +32,7 @@ def shell(command, **how):
 
 @pytest.mark.parametrize(
     ("stream", "status"),
-    [("| true", 0), ("| head -1", 0), ("> /dev/full", 1), (">&-", 0), ("2>&-", 0), ("2> /dev/full", 0), ("<&-", 0)]
-    + [(">&- 2>&- <&-", 0)],
+    [("| head -1", 0), ("> /dev/full", 1), ("2> /dev/full", 0), (">&- 2>&- <&-", 0)],
 )
 def test_the_files_of_a_run_do_not_depend_on_who_reads_what_it_says(features, tmp_path, stream, status):
     flags = ["--features", str(features), "--out", str(tmp_path / "run"), *QUICK]
@@ -47,8 +46,8 @@ def test_the_files_of_a_run_do_not_depend_on_who_reads_what_it_says(features, tm
         assert done.stderr.count("\n") == 1 and "standard output: cannot be written" in done.stderr
 
 
-@pytest.mark.parametrize("stream", ["| true", "> /dev/full", ">&-", "2>&-", "2> /dev/full", ">&- 2>&-"])
-@pytest.mark.parametrize(("flags", "status"), [("--help", (0, 1)), ("--epochs x", (2,)), ("--features none.pkl", (2,))])
+@pytest.mark.parametrize("stream", ["| true", "> /dev/full", ">&- 2>&-", "2> /dev/full"])
+@pytest.mark.parametrize(("flags", "status"), [("--help", (0, 1)), ("--epochs x", (2,))])
 def test_help_and_complaints_end_quietly(tmp_path, stream, flags, status):
     done = shell(f"SCRIPT {flags} {stream}; exit ${{PIPESTATUS[0]}}", cwd=tmp_path)
     assert done.returncode in status
@@ -68,7 +67,7 @@ def begin(*flags):
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
 
 
-@pytest.mark.parametrize("after", [0.15, 0.3, 0.6, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("after", [0.15, 0.5, 1.5])
 def test_ctrl_c_while_importing_says_nothing(features, tmp_path, after):
     process = begin("--features", features, "--out", tmp_path / "run", *QUICK, "--epochs", "5000")
     time.sleep(after)
