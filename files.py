@@ -1,4 +1,4 @@
-"""The ground floor: the errors that a user sees as one line, and files that are written whole or not at all.
+"""The ground floor: errors that a user sees as one line, files written whole or not at all, text that is safe to show.
 
 The standard library alone, so that whoever needs an error imports nothing else.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -35,9 +38,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Both the file and its place in the folder are on the disk when this returns, so that no power cut undoes it.
 
     Raises:
-        WriteError: If the file cannot be written.
+        WriteError: If the file cannot be written, or the name is that of a folder or a device.
     """
     path = Path(path)
+    if not path.name or "\0" in path.name:
+        raise WriteError(f"{str(path)!r}: no name of a file; give one such as out.pkl")
+    with contextlib.suppress(OSError):  # what cannot be looked at cannot be written either, and says so below
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device, not a file"
+            raise WriteError(f"{path}: {what}; give the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -61,3 +70,83 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def is_leftover(path: Path) -> bool:
     """Whether a file is what a process that was killed inside `replacing` left."""
     return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
+
+
+# What a name may be made of, and what not: control characters move the cursor, ring the bell or end a line, those of
+# direction reorder what is read, half a surrogate pair is no text at all. The joiners that scripts need may stay.
+_UNSAFE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text can be shown as it is: no control character, no change of direction, no half surrogate pair."""
+    return text.isprintable() or all(c in _JOINERS or unicodedata.category(c) not in _UNSAFE for c in text)
+
+
+def printable(text: str, limit: int | None = 200) -> str:
+    r"""A text made safe to show anywhere: in a terminal, a report, a picture, a page.
+
+    What is not `is_printable` is written as Python writes it (``\x1b``, ``\u202e``), so it is still told apart. A page
+    must escape its ``<`` and ``&`` besides, and a picture its ``$``, which are printable.
+
+    Args:
+        text: Anything at all.
+        limit: The most characters of the result, an ellipsis included; None for all.
+    """
+    cut = text if limit is None else text[: limit + 1]
+    if not is_printable(cut):
+        cut = "".join(c if is_printable(c) else ascii(c)[1:-1] for c in cut)
+    return cut if limit is None or len(cut) <= limit else cut[: max(0, limit - 1)] + "…"
+
+
+def open_streams() -> None:
+    """Make the standard streams fit to be written to.
+
+    One that was closed (``>&-``) becomes the null device, or the next file to be opened would take its number and
+    whatever is printed. Characters that the terminal lacks are escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str = "") -> None:
+    """Print, as the last thing that a command does.
+
+    A reader that has closed the pipe has read enough, and is no error.
+
+    Raises:
+        WriteError: If it cannot be printed, for want of space.
+    """
+    try:
+        print(text, flush=True) if text else sys.stdout.flush()
+    except BrokenPipeError:
+        _mute(sys.stdout)
+    except OSError as error:
+        _mute(sys.stdout)
+        raise WriteError(
+            f"standard output: cannot be written ({error.strerror}); what was to be printed is lost"
+        ) from None
+
+
+def complain(text: str) -> None:
+    """Print one line to standard error; where nobody can read it, go without."""
+    try:
+        print(printable(" ".join(text.split()), 2000), file=sys.stderr, flush=True)
+    except OSError:
+        _mute(sys.stderr)
+
+
+def _mute(stream: Any) -> None:
+    """Let what is still to be written to a stream vanish, or Python would fail again on leaving."""
+    with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
