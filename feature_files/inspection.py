@@ -29,6 +29,7 @@ FOLDS = 5
 BETRAYED = 0.15  # of F1: how far a probe's score on unseen train dialogues may be above that on test
 TOO_GOOD = 0.9  # F1 of a linear probe that no honest features of emotion have reached
 MAPPED = 2000  # utterances that a map shows
+WIDEST_MAP = 8192  # features that a map is made from, drawn from the others
 DRAWN = 30  # classes whose names a picture has room for
 PROBED = (3e7, 4500)  # values, and the smaller of utterances and features, that a probe takes half a minute for
 
@@ -240,10 +241,12 @@ def draw(corpus: Corpus, path: Path) -> None:
     for axes, modality in zip(np.atleast_1d(rows[1].subplots(1, len(maps))), maps, strict=True):
         x = _rows(dialogues, modality)
         usable = np.flatnonzero(np.isfinite(x).all(1))
-        shown = np.random.default_rng(0).permutation(usable)[:MAPPED]
-        if len(shown) > 1:
+        rng = np.random.default_rng(0)
+        shown = rng.permutation(usable)[:MAPPED]
+        columns = np.sort(rng.permutation(x.shape[1])[:WIDEST_MAP])
+        if len(shown) > 1 and (x[shown] != x[shown[0]]).any():
             # Clipped, since a few utterances far out would otherwise be the first component.
-            standard = StandardScaler().fit_transform(x[shown].astype(np.float64)).clip(-3, 3)
+            standard = StandardScaler().fit_transform(x[np.ix_(shown, columns)].astype(np.float64)).clip(-3, 3)
             flat = PCA(min(2, *standard.shape), random_state=0).fit_transform(standard)
             flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
             for k, colour in enumerate(colours):
