@@ -632,7 +632,8 @@ def dialogue_edges(
         ``edge_index [2, E]``, sources above targets, and ``edge_type [E]``.
     """
     turns = torch.arange(mask.shape[1], device=mask.device)
-    offsets = torch.arange(-window_past, window_future + 1, device=mask.device)
+    longest = mask.shape[1] - 1  # further than that there is no turn
+    offsets = torch.arange(-min(window_past, longest), min(window_future, longest) + 1, device=mask.device)
     neighbours = turns.unsqueeze(1) + offsets[offsets != 0]  # [T, W]
     inside = (neighbours >= 0) & (neighbours < mask.shape[1])
     neighbours = neighbours.clamp(0, mask.shape[1] - 1)

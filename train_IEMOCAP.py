@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
-from experiment.flags import Command, parse_args
 from experiment.start import begin, ready
 
 if __name__ == "__main__":
-    begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
+    begin("experiment.flags")  # wrong flags and --help are answered here, before the imports that take seconds
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,21 @@ from dataloader import (
     hold_out_validation,
     session_logit_adjustment,
 )
-from experiment.checks import check_before_writing, check_export, check_shape
-from experiment.console import announce, say
-from experiment.evaluation import assess, best_epoch, evaluate, fused_corpus, report
+from experiment.checks import check_before_writing, check_export
+from experiment.console import announce, leave, say
+from experiment.evaluation import best_epoch, evaluate, fused_corpus, report
+from experiment.flags import Command, parse_args
 from experiment.fusion_quality import quality_of_run
 from experiment.plan import out_of_fold, plan, train_plan
-from experiment.prediction import assess_model, load
+from experiment.rescoring import rescore
 from experiment.run import Run
-from experiment.run_directory import locked, prepare_directory, read_config, save_tensors, write_config, write_json
+from experiment.run_directory import (
+    locked,
+    prepare_directory,
+    read_config,
+    save_tensors,
+    write_config,
+)
 from experiment.settings import Settings, from_json
 from experiment.trained import (
     build_network,
@@ -57,7 +64,7 @@ from experiment.trained import (
     standardisation,
     standardiser_file,
 )
-from files import InputError, InterruptedRunError, TrainingError, WriteError
+from files import InputError, InterruptedRunError, TrainingError, WriteError, complain, printable
 from model import GANFFN, AdversarialFusion, emotion_loss
 from synthetic import synthetic_corpus
 from utils import average_weights, finite, finite_weights, stream
@@ -85,6 +92,8 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
     save_tensors(standardiser_file(directory), standardise.tensors())
     splits = {split: len(ids) for split, ids in corpus.splits.items()}
     parameters = sum(p.numel() for p in network.parameters())
+    if corpus.most_speakers > corpus.num_speakers:
+        say(f"Speakers of a dialogue from the {corpus.num_speakers}th on count as one, and share their edge types.")
     announce(Path(corpus.name).name, splits, corpus.dims, parameters, settings.run.device, str(directory))
 
     interrupted, held_out = None, []
@@ -317,7 +326,10 @@ def load_corpus(settings: Settings, needs: Sequence[str] = ("train", "test")) ->
         raise InputError(NO_DATA)
     if data.fold:
         folds, over, name = data.fold
-        corpus = cross_validation(corpus, folds, over)[name]
+        parts = cross_validation(corpus, folds, over)
+        if name not in parts:
+            raise InputError(f"{corpus.name}: no fold {name} of the run's; there are {', '.join(parts):.200}")
+        corpus = parts[name]
     return corpus.select_modalities(data.modalities) if data.modalities else corpus
 
 
@@ -325,7 +337,6 @@ def evaluate_run(command: Command) -> None:
     """Score a finished run again, or those of several seeds as one, on its own feature file or on another alike."""
     directory, asked = Path(command.evaluate), command.settings
     config = read_config(directory)
-    model = load(directory, asked.run.device)
     settings = from_json(config["settings"], str(directory / "config.json")).replace(run__device=asked.run.device)
     for name in ("missing", "label_names"):
         if f"data.{name}" in command.given:
@@ -334,32 +345,9 @@ def evaluate_run(command: Command) -> None:
         settings = settings.replace(data__features=asked.data.features, data__demo=asked.data.demo, data__fold=None)
     utils.choose_determinism(settings.run.deterministic)
     corpus = load_corpus(settings, needs=["test"])
-    check_shape(corpus, config["corpus"], directory)
-    several = len(model.members) > 1
     if command.export_fused:
-        if several:
-            one = directory / model.members[0].name
-            raise InputError(f"--export-fused writes the features of one run: use --evaluate {one}")
         check_export(settings, corpus, command.export_fused)
-    scored = corpus
-    if corpus.sha256 == config["features"]["sha256"] and not several:  # else no dialogue was held out of it
-        scored = replace(corpus, splits={split: tuple(ids) for split, ids in config["splits"].items()})
-    data = {split: scored.split(split) for split, ids in scored.splits.items() if ids}
-    out = Path(command.out) if command.out else None
-    with locked(out) if out else nullcontext():
-        if out:
-            prepare_directory(out, corpus, resume=False, overwrite=command.overwrite)
-        if several:
-            scores, text = assess_model(model, data, out, pictures=asked.run.pictures)
-        else:
-            one = model.members[0]
-            standardised = {split: [one.standardise(d) for d in dialogues] for split, dialogues in data.items()}
-            scores, text = assess(
-                one.network, standardised, corpus.label_names, out, one.calibration, pictures=asked.run.pictures
-            )
-        if out:
-            write_json(out / "report.json", scores)
-    say(text)
+    say(rescore(command, settings, corpus))
     if command.export_fused:
         export_fused(directory, corpus, settings, command.export_fused)
 
@@ -384,8 +372,9 @@ def train(command: Command) -> int:
     runs = plan(settings, corpus, command.seeds, command.folds, command.folds_over)
     check_before_writing(command, [run.corpus for run in runs])
     data = "demo" if settings.data.demo else Path(settings.data.features).stem
-    directory = Path(command.resume or command.out or f"runs/{data}-{time.strftime('%Y%m%d-%H%M%S')}")
-    go_on = f"To go on: python {Path(__file__).name} --resume {directory}"
+    name = f"{printable(data, 80)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = Path(command.resume or command.out or f"runs/{name}")
+    go_on = f"To go on: python {Path(__file__).name} --resume {shlex.quote(str(directory))}"
     try:
         with locked(directory):
             prepare_directory(directory, corpus, resume=bool(command.resume), overwrite=command.overwrite)
@@ -398,7 +387,7 @@ def train(command: Command) -> int:
     except WriteError as error:
         raise TrainingError(f"{error}. What was finished is kept. {go_on}") from None
     if "interrupted" in figures:
-        print(f"Interrupted at {figures['interrupted']}. {go_on}", file=sys.stderr)
+        complain(f"Interrupted at {figures['interrupted']}. {go_on}")
         return 130
     if command.export_fused:
         export_fused(directory, corpus, settings, command.export_fused)
@@ -421,26 +410,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         utils.choose_determinism(settings.run.deterministic)
         return train(command)
     except InputError as error:
-        message = str(error)  # in which a file's name may have a line break
-        print(f"error: {message if message == NO_DATA else ' '.join(message.split())}", file=sys.stderr)
+        if str(error) == NO_DATA:
+            with suppress(OSError):
+                print(f"error: {NO_DATA}", file=sys.stderr)
+        else:
+            complain(f"error: {error}")
         return 2
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     except KeyboardInterrupt as stop:
-        print(str(stop) or "Stopped.", file=sys.stderr)
+        complain(str(stop) or "Stopped.")
         return 130
     except (MemoryError, RuntimeError) as error:
         if not utils.out_of_memory(error):
             raise
-        print(
+        complain(
             f"error: out of memory on {settings.run.device}; what was finished is kept; lower --batch-size "
-            f"({settings.run.batch_size} now), use fewer --modalities, or --resume where there is more memory",
-            file=sys.stderr,
+            f"({settings.run.batch_size} now), use fewer --modalities, or --resume where there is more memory"
         )
         return 1
 
 
 if __name__ == "__main__":
     ready()
-    sys.exit(main())
+    leave(main())
