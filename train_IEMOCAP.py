@@ -42,10 +42,12 @@ from dataloader import (
 from experiment.checks import check_before_writing, check_export, check_shape
 from experiment.console import say
 from experiment.evaluation import assess, best_epoch, evaluate, fused_corpus, report
+from experiment.look import leave_a_look
 from experiment.plan import plan, train_plan
 from experiment.run import Run
 from experiment.run_directory import locked, prepare_directory, read_config, save_tensors, write_config, write_json
 from experiment.settings import Settings, from_json
+from experiment.tensorboard import NOTHING_HELD_OUT, WATCHED, discriminators_right
 from experiment.trained import (
     best_weights,
     build_network,
@@ -89,11 +91,13 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
             if not run.reached("classifier"):
                 train_adversarial_fusion(network.fusion, data["train"], run, settings)
                 save_tensors(fusion_weights(directory), network.fusion.state_dict())
-            train_classifier(network, data, run, settings)
+            train_classifier(network, data, run, settings, corpus.label_names)
     except InterruptedRunError as stop:
         interrupted = str(stop)
-    shown = {"best_on_test": settings.run.report_best_test, "pictures": settings.run.pictures}
-    return report(network, data, corpus.label_names, run, **shown, interrupted=interrupted)
+    best_on_test = settings.run.report_best_test
+    figures = report(network, data, corpus.label_names, run, best_on_test=best_on_test, interrupted=interrupted)
+    leave_a_look(directory, settings.run, network=network, dialogues=data["test"])
+    return figures
 
 
 def train_adversarial_fusion(
@@ -154,10 +158,13 @@ def train_adversarial_fusion(
                     if name != "adversarial"
                     for m, terms in generator_losses.items()
                 }
+                | {"D_gradient_norm": utils.gradient_norm(fusion.discriminators)}
+                | {"G_gradient_norm": utils.gradient_norm(generating)}
             )
             run.stop_here(where)
         finite_weights(fusion, where)
         means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
+        means |= discriminators_right(fusion, real) | {"learning_rate": settings.fusion.lr}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
     if epochs:
@@ -203,7 +210,13 @@ def adversarial_step(
     return discriminator_losses, generator_losses
 
 
-def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], run: Run, settings: Settings) -> None:
+def train_classifier(
+    network: GANFFN,
+    data: Mapping[str, Sequence[Dialogue]],
+    run: Run,
+    settings: Settings,
+    label_names: Sequence[str] = (),
+) -> None:
     """Stage 2: generators and graph classifier learn the emotions together.
 
     What is kept is an exponential moving average of the weights over the steps: that of the last epoch, where the
@@ -227,7 +240,7 @@ def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], ru
     for epoch in run.epochs("stage 2", done, flags.epochs):
         started = time.perf_counter()
         network.train()
-        losses, labels, probabilities = [], [], []
+        losses, norms, labels, probabilities = [], [], [], []
         for step, batch in enumerate(loader, 1):
             batch = batch.augment(**asdict(settings.augmentation)).to(device)
             where = f"epoch {epoch} of stage 2, step {step}"
@@ -238,11 +251,12 @@ def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], ru
             loss = emotion_loss(adjusted[batch.mask], batch.labels[batch.mask], weight, flags.focal)
             optimizer.zero_grad()
             finite(loss, where).backward()
-            finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
+            norm = finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
             losses.append(loss.item())
+            norms.append(norm.item())
             labels.append(batch.labels[batch.mask].cpu())
             probabilities.append(logits.detach()[batch.mask].softmax(-1).cpu())
             run.stop_here(where)
@@ -253,11 +267,15 @@ def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], ru
             if split in data:
                 scored = evaluate(average.module, data[split])
                 row |= {f"{split}_loss": utils.loss(*scored), f"{split}_weighted_f1": utils.weighted_f1(*scored)}
+                row |= {
+                    f"{split}_f1_{name}": f1 for name, f1 in utils.per_class_f1(*scored, label_names[:WATCHED]).items()
+                }
                 finite(torch.tensor(row[f"{split}_loss"]), f"{where}, on {split}")
         # Without validation nothing else looks at what the averaged weights say before they are kept.
         finite(torch.from_numpy(evaluate(average.module, data["train"][:1])[1]).sum(), where, "output")
         if best_epoch([*run.history["classifier"], row]) == epoch:
             run.keep(average.module.state_dict())
+        row |= {"gradient_norm": float(np.mean(norms)), "learning_rate": schedule.get_last_lr()[0]}
         run.log("classifier", {**row, "seconds": time.perf_counter() - started})
         run.save("classifier", epoch, parts)
 
@@ -303,7 +321,7 @@ def announce(corpus: Corpus, network: GANFFN, settings: Settings, directory: Pat
     parameters = sum(p.numel() for p in network.parameters())
     say(
         f"{Path(corpus.name).name}: dialogues {splits}; features {dims}; {parameters:,} parameters on "
-        f"{settings.run.device}; into {directory}"
+        f"{settings.run.device}; into {directory}{'' if 'valid' in corpus.splits else NOTHING_HELD_OUT}"
     )
 
 
@@ -336,9 +354,10 @@ def evaluate_run(command: Command) -> None:
     with locked(out) if out else nullcontext():
         if out:
             prepare_directory(out, corpus, resume=False, overwrite=command.overwrite)
-        scores, text = assess(network, data, corpus.label_names, out, pictures=asked.run.pictures)
+        scores, text = assess(network, data, corpus.label_names, out)
         if out:
             write_json(out / "report.json", scores)
+            leave_a_look(out, replace(asked.run, tensorboard=False), network=network, dialogues=data["test"])
     say(text)
     if command.export_fused:
         export_fused(directory, corpus, settings, command.export_fused)
@@ -373,6 +392,8 @@ def train(command: Command) -> int:
                 several = {"seeds": command.seeds, "folds": command.folds, "folds_over": command.folds_over}
                 write_config(directory, settings, corpus, several)
             figures = train_plan(runs, directory, run_seed)
+            if runs[0].name:
+                leave_a_look(directory, settings.run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped at once. {go_on}") from None
     except WriteError as error:

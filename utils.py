@@ -86,6 +86,13 @@ def score(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[s
     }
 
 
+def per_class_f1(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str]) -> dict[str, float]:
+    """F1 of each class by name, in percent."""
+    classes = range(len(label_names))
+    f1 = f1_score(labels, probabilities.argmax(1), labels=classes, average=None, zero_division=0)
+    return {name: 100 * float(x) for name, x in zip(label_names, f1, strict=True)}
+
+
 def deviation(values: pd.Series) -> float | None:
     """Standard deviation (n - 1); None of a single value."""
     return float(values.std()) if len(values) > 1 else None
@@ -173,6 +180,12 @@ def average_weights(module: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(averaged, current, share)
 
     return AveragedModel(module, multi_avg_fn=torch.no_grad()(update))
+
+
+def gradient_norm(module: nn.Module) -> float:
+    """The norm of all gradients that a module's weights hold."""
+    held = [p.grad for p in module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(held)) if held else 0.0
 
 
 def finite(value: Tensor, where: str, name: str = "loss") -> Tensor:

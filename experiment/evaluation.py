@@ -84,7 +84,6 @@ def report(
     run: Run,
     *,
     best_on_test: bool,
-    pictures: bool,
     interrupted: str | None,
 ) -> dict[str, Any]:
     """Score the chosen weights, write the run's files and print the report. The test split is scored here only.
@@ -95,7 +94,6 @@ def report(
         label_names: Names of the classes.
         run: The run's directory and history.
         best_on_test: Whether to show also what looking at the test split would have chosen.
-        pictures: Whether to draw them.
         interrupted: Where the run was stopped, if it was.
 
     Returns:
@@ -103,15 +101,13 @@ def report(
     """
     started = time.perf_counter()
     history = run.history["classifier"]
-    if pictures:
-        draw_curves(run, network.fusion.even_losses)
     run.close()
     if not history:
         return {"interrupted": interrupted}
     chosen = best_epoch(history)
     load_weights(network, best_weights(run.directory))
     heading = f"Interrupted at {interrupted}; this is epoch {chosen}.\n" if interrupted else ""
-    scores, text = assess(network, data, label_names, run.directory, heading=heading, pictures=pictures)
+    scores, text = assess(network, data, label_names, run.directory, heading=heading)
     on_test = {}
     if best_on_test:
         best = next(row for row in history if row["epoch"] == best_epoch(history, "test"))
@@ -142,9 +138,8 @@ def assess(
     directory: Path | None,
     *,
     heading: str = "",
-    pictures: bool = True,
 ) -> tuple[dict[str, Any], str]:
-    """Score a network and, where a directory is given, write the report, predictions and pictures there.
+    """Score a network and, where a directory is given, write the report and predictions there.
 
     Returns:
         The scores of ``test`` and ``valid``, None of a validation split that there is not, and the report's text.
@@ -160,25 +155,7 @@ def assess(
             temporary.write_text(text, encoding="utf-8")
         probabilities = {split: probability for split, (_, probability) in predictions.items()}
         write_csv(directory / "predictions.csv", prediction_table(data, probabilities, label_names))
-    if directory and pictures:
-        from experiment import plots  # matplotlib takes a second to import
-
-        matrix = scores["test"]["confusion_matrix"]
-        plots.plot_confusion_matrix(matrix, label_names, directory / "confusion_matrix.png")
-        fused, labels = extract_fused(network.fusion, data["test"]), predictions["test"][0]
-        plots.plot_fused_features(fused, labels, label_names, directory / "fused_features.png")
     return scores, text
-
-
-def draw_curves(run: Run, even: tuple[float, float]) -> None:
-    """Draw the losses of stage 1, with those of an even game, and loss and F1 of stage 2, of the epochs there are."""
-    from experiment import plots  # matplotlib takes a second to import
-
-    adversarial, classifier = run.history["adversarial"], run.history["classifier"]
-    if adversarial:
-        plots.plot_adversarial_losses(adversarial, even, run.directory / "GAN_loss.png")
-    if classifier:
-        plots.plot_training_curves(classifier, best_epoch(classifier), run.directory / "training_curves.png")
 
 
 def prediction_table(

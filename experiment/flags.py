@@ -24,8 +24,23 @@ TITLES = {
     "run": "run",
 }
 # What another device or folder may need otherwise. The data may have moved: their checksum is compared instead.
-FREE_ON_RESUME = {"data.features", "run.device", "run.checkpoint_every", "run.tensorboard", "run.pictures"}
-WITH_EVALUATE = {"data.features", "data.demo", "data.missing", "data.label_names", "run.device", "run.pictures"}
+FREE_ON_RESUME = {
+    "data.features",
+    "run.device",
+    "run.checkpoint_every",
+    "run.tensorboard",
+    "run.pictures",
+    "run.figures",
+}
+WITH_EVALUATE = {
+    "data.features",
+    "data.demo",
+    "data.missing",
+    "data.label_names",
+    "run.device",
+    "run.pictures",
+    "run.figures",
+}
 README_FLAGS = (  # those that matter most
     *("--features", "--demo", "--modalities", "--missing", "--valid"),
     *("--GAN-epochs", "--GAN-weight", "--generator"),

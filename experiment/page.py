@@ -154,7 +154,7 @@ def _of_members(seen: Insight) -> str:
     spread = utils.deviation(pd.Series(each))
     shown = f"{np.mean(each):.2f}" + (f" ± {spread:.2f} (standard deviation)" if spread is not None else "")
     kind = "The figure above is the ensemble's: the mean of the probabilities of all runs that scored an utterance."
-    if not plan.get("seeds"):
+    if not any(name.startswith("seed") for name in seen.members):
         kind = "The figure above is of every utterance once, scored by the run that held it out."
     return f"{len(seen.members)} runs, {'; '.join(words) or 'of a plan'}: mean weighted F1 {shown}. {kind}"
 

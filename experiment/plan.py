@@ -107,17 +107,15 @@ def summarise_tree(directory: Path, finished: Mapping[str, Figures]) -> Figures:
 
 
 def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, dict[str, float]]:
-    """Write, draw and print mean, standard deviation (n - 1; none of a single run), interval and each run's figures.
+    """Write and print mean, standard deviation (n - 1; none of a single run), interval and each run's figures.
 
     Args:
-        directory: Where ``summary.json`` and ``spread.png`` go.
+        directory: Where ``summary.json`` goes.
         figures: Name of the run, ``seed0`` or ``foldSes01``, to its report or to the means over its folds.
 
     Returns:
         The means of ``test`` and ``valid``.
     """
-    from experiment import plots  # matplotlib takes a second to import
-
     kind = next(iter(figures))[:4]
     figures = {name[4:]: each for name, each in figures.items()}
     table = {
@@ -132,7 +130,6 @@ def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, dict
         for name, statistic in statistics.items()
     }
     write_json(directory / "summary.json", summary)
-    plots.plot_spread(dict(zip(figures, table["test"]["weighted_f1"], strict=True)), kind, directory / "spread.png")
     lines = [f"{len(figures)} {kind}{'s' * (len(figures) > 1)}, test split, mean ± standard deviation, 95 % interval:"]
     for name, column in table["test"].items():
         each = ", ".join(f"{value:.2f}" for value in column)

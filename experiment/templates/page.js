@@ -96,7 +96,7 @@
       if (wrong(i)) { const c = x + step / 2 - .5, y = height - 8; crosses += `M${c - 2.5} ${y - 2.5}l5 5m0-5l-5 5`; }
     }
     for (const [k, path] of truth) svg.append(drawn("path", {class: "true", fill: D.colours[k], d: path}));
-    for (const [k, path] of said) svg.append(drawn("path", {class: "said", fill: D.colours[k], d: path}));
+    for (const [k, path] of said) svg.append(drawn("path", {class: "answer", fill: D.colours[k], d: path}));
     svg.append(drawn("path", {class: "miss", d: crosses || "M0 0"}));
     const here = drawn("rect", {class: "here", y: 0, height: height - 1, width: step, x: -99});
     svg.append(here);
