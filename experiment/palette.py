@@ -19,7 +19,7 @@ def colour(i: int) -> str:
 
 def marker(i: int) -> str:
     """The marker of class i; no two classes below 72 share both colour and marker."""
-    return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+    return MARKERS[i % len(MARKERS)]
 
 
 def plain(text: object, most: int = 40) -> str:

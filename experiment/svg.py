@@ -20,7 +20,7 @@ SHAPES = {
     "bar": '<rect x="-3.6" y="-1.4" width="7.2" height="2.8"/>',
     "down": '<path d="M0 3.6 3.3-2.6H-3.3Z"/>',
 }
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 40
 
 
 def symbols() -> Markup:

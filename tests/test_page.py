@@ -7,7 +7,7 @@ import pytest
 from made_run import SETTINGS, corpus_of, data_of, make_run
 
 from experiment import page
-from experiment.insight import gather, read_predictions, resample
+from experiment.insight import Map, gather, read_predictions, resample
 from experiment.page import comparison_page, main, write_page
 from files import WriteError
 
@@ -48,7 +48,11 @@ def test_the_page_of_iemocaps_shape_is_at_most_two_megabytes(tmp_path):
     lengths = [52] * 22 + [53] * 8 + [55]
     sentences = ["What a sentence of the usual length may well be like, I should say, in a play."]
     network, dialogues = make_run(tmp_path / "run", corpus_of(lengths, IEMOCAP, sentences=sentences))
-    made = write_page(tmp_path / "run", network=network, dialogues=dialogues)
+    seen = gather(tmp_path / "run", network=network, dialogues=dialogues, maps=False)
+    n = np.linspace(0, 1, 900)
+    groups = {kind: (np.arange(900) % 3, ("a", "b", "c")) for kind in ("emotion", "modality")}
+    seen.fused = seen.last_layer = Map(np.stack([n, n**2], 1), groups, "made up")
+    made = write_page(tmp_path / "run", seen=seen)
     assert len(data_of(made)["d"]) == 1623
     assert made.stat().st_size < 2_000_000
 
@@ -104,7 +108,9 @@ def test_odd_runs_have_a_page(tmp_path, about):
     layers = 0 if "speakers" in about else 2  # 7,200 relations take their time
     settings = SETTINGS.replace(classifier__graph_layers=layers)
     network, dialogues = make_run(tmp_path / "run", corpus_of(**about), settings=settings)
-    made = write_page(tmp_path / "run", network=network, dialogues=dialogues)
+    maps = sum(about["lengths"]) < 200
+    seen = gather(tmp_path / "run", network=network, dialogues=dialogues, maps=maps)
+    made = write_page(tmp_path / "run", seen=seen)
     text = made.read_text()
     assert 'id="conversations"' in text and 'id="problems"' not in text
     assert text.count("<td") < 6000
