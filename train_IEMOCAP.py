@@ -257,8 +257,9 @@ def train_classifier(
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = average_weights(network, EMA_DECAY)
-    # Discriminators and decoders rest: they keep old gradients, and decay would move them.
-    learning = [*nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()]
+    # Shared channels stay as stage 1 has made them; so do discriminators and decoders.
+    learning = [*nn.ModuleList([network.speaker_encoders, network.classifier]).parameters()]
+    learning += [generator.project.weight for generator in network.fusion.generators.values()]
     optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, flags.lr, total_steps=flags.epochs * len(loader), cycle_momentum=False
