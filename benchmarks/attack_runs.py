@@ -165,7 +165,9 @@ def attack_configs(folder: Path, most: int | None, seed: int) -> Iterator[Outcom
     features = folder / "features.pkl"
     for name, flags in (("one", []), ("two", ["--seeds", "0,1"])):
         flags = ["--features", str(features), *QUICK, *QUIET, *flags]
-        attempt("", "", [*flags, "--out", str(folder / name)])
+        sound = attempt("", "", [*flags, "--out", str(folder / name)])
+        if not sound.why.startswith("status 0"):
+            raise RuntimeError(f"no run to attack: {sound.why}")
     for name in ("one", "two"):
         run, config = folder / name, folder / name / "config.json"
         text, before = config.read_text(), contents(folder)
