@@ -227,8 +227,9 @@ def attack_names(folder: Path, most: int | None, seed: int) -> Iterator[Outcome]
                 os.chdir(place)
                 yield attempt("names", f"{flag} {text!r:.40}", [f"{flag}={text}", *flags[flag]])
                 os.chdir(here)
-            if contents(folder) != before:
-                yield Outcome("names", f"{flag} {text!r:.40}", False, "changed files")
+            after = contents(folder)
+            if changed := [name for name in {*before, *after} if before.get(name) != after.get(name)]:
+                yield Outcome("names", f"{flag} {text!r:.40}", False, f"changed {changed[:3]}")
                 restore(folder, before)
     finally:
         os.chdir(here)
