@@ -51,13 +51,13 @@ def check_export(settings: Settings, corpus: Corpus, path: str) -> None:
     """
     if len(corpus.dims) < 2 or not (settings.fusion.epochs or settings.fusion.trained_run):
         raise InputError("--export-fused: stage 1 was left out, so no features are fused; use two modalities or more")
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
+    folder = Path(path).parent
+    if not os.path.isdir(folder):  # noqa: PTH112 - a Path raises where a name is too long
         raise InputError(f"--export-fused {path}: cannot be written; there is no such folder, make it")
+    if len(os.fsencode(Path(path).name)) > LONGEST_NAME or not os.access(folder, os.W_OK):
+        raise InputError(f"--export-fused {path}: cannot be written there, or under so long a name; choose another")
     if Path(path).exists() and not Path(path).is_file():
         raise InputError(f"--export-fused {path}: a folder or a device; give the name of a file")
-    if not os.access(folder, os.W_OK) or len(os.fsencode(Path(path).name)) > LONGEST_NAME:
-        raise InputError(f"--export-fused {path}: cannot be written there, or under so long a name; choose another")
     check_apart("--export-fused", path, settings)
     if marked(folder) and any(re.fullmatch(pattern, Path(path).name) for pattern in RUN_FILES):
         raise InputError(f"--export-fused {path}: a file of the run in {folder}; give another name")
@@ -73,11 +73,12 @@ def check_apart(flag: str, path: str, settings: Settings) -> None:
         InputError: If the output is an input, or lies in a folder that is one.
     """
     out = Path(path)
+    there = os.path.exists
     for name, needed in (("--features", settings.data.features), ("--use-trained-GAN", settings.fusion.trained_run)):
-        if not needed or not Path(needed).exists():
+        if not needed or not there(needed):
             continue
         # A symbolic link to the input would only be replaced itself, but who names it means what is behind it.
-        if (out.exists() and out.samefile(needed)) or any(
+        if (there(out) and out.samefile(needed)) or any(
             parent.samefile(needed) for parent in out.resolve().parents if Path(needed).is_dir()
         ):
             raise InputError(f"{flag} {path}: would be written over {name} {needed}; give another name")
