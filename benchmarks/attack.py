@@ -437,8 +437,8 @@ def texts() -> Iterator[Attack]:
 # Bombs ----------------------------------------------------------------------------------------------------------------
 
 
-def bombs() -> Iterator[Attack]:
-    """Small files that would unfold into large ones, or keep a reader busy."""
+def bombs(megabytes: int = 10) -> Iterator[Attack]:
+    """Small files that would unfold into large ones, or keep a reader busy; the largest of so many megabytes."""
 
     def of(name: str, raw: Callable[[], bytes], ending: str = "pkl") -> Attack:
         def make(folder: Path) -> list[str]:
@@ -451,31 +451,31 @@ def bombs() -> Iterator[Attack]:
         names = ("ids", "speakers", "labels", "text", "audio", "visual", "sentences", "train", "test")
         return lambda: dumps(tuple(changes.get(name, item) for name, item in zip(names, nine(), strict=True)))
 
-    million = 10**6
+    million, mb = megabytes * 10**5, f"{megabytes} MB"
     for code, what in ((b"]", "lists"), (b"}", "dictionaries"), (b"\x8f", "sets"), (b"(", "marks"), (b")", "tuples")):
-        yield of(f"10 MB of empty {what}", lambda c=code: b"\x80\x04(" + c * (10 * million) + b"l.")
-    yield of("10 MB of steps", lambda: b"\x80\x04N" + b"20" * (5 * million) + b".")
-    yield of("10 MB of truths", lambda: b"\x80\x04(" + b"\x88" * (10 * million) + b"l.")
-    yield of("10 MB of memos", lambda: b"\x80\x04N" + b"\x94" * (10 * million) + b".")
+        yield of(f"{mb} of empty {what}", lambda c=code: b"\x80\x04(" + c * (10 * million) + b"l.")
+    yield of(f"{mb} of steps", lambda: b"\x80\x04N" + b"20" * (5 * million) + b".")
+    yield of(f"{mb} of truths", lambda: b"\x80\x04(" + b"\x88" * (10 * million) + b"l.")
+    yield of(f"{mb} of memos", lambda: b"\x80\x04N" + b"\x94" * (10 * million) + b".")
     yield of(
-        "10 MB of memos by number",
+        f"{mb} of memos by number",
         lambda: b"\x80\x04N" + b"".join(b"r%s" % k.to_bytes(4, "little") for k in range(2 * million)) + b".",
     )
-    yield of("10 MB of frozen sets", lambda: b"\x80\x04(" + b"(\x91" * (5 * million) + b"l.")
-    yield of("10 MB of tuples of one", lambda: b"\x80\x04N" + b"\x85" * (10 * million) + b".")
-    yield of("10 MB of samples", lambda: b"\x80\x02cx\nSample\nq\x00(" + b"h\x00)\x81" * (3 * million) + b"l.")
+    yield of(f"{mb} of frozen sets", lambda: b"\x80\x04(" + b"(\x91" * (5 * million) + b"l.")
+    yield of(f"{mb} of tuples of one", lambda: b"\x80\x04N" + b"\x85" * (10 * million) + b".")
+    yield of(f"{mb} of samples", lambda: b"\x80\x02cx\nSample\nq\x00(" + b"h\x00)\x81" * (3 * million) + b"l.")
     head = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
     dtype = b"cnumpy\ndtype\n(U\x02f8K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     long = b"\x8a\xfa" + b"\x7f" * 250
     yield of(
         "a shape of 200,000 numbers",
-        lambda: b"\x80\x02" + head + b"(K\x01(" + long * 200_000 + b"t" + dtype + b"\x89U\x00tb.",
+        lambda: b"\x80\x02" + head + b"(K\x01(" + long * (megabytes * 20_000) + b"t" + dtype + b"\x89U\x00tb.",
     )
     yield of(
-        "a number of 10 MB",
+        f"a number of {mb}",
         lambda: b"\x80\x02\x8b" + (10 * million).to_bytes(4, "little") + b"\x7f" * (10 * million) + b".",
     )
-    yield of("a number of 10 MB of digits", lambda: b"I" + b"9" * (10 * million) + b"\n.")
+    yield of(f"a number of {mb} of digits", lambda: b"I" + b"9" * (10 * million) + b"\n.")
     for shape in ((10**9, 0), (10**9, 0, 5), (0, 10**9), (10**5, 10**5, 0)):
         empty = np.zeros(shape, np.int8)
         for field in ("ids", "speakers", "labels", "text", "sentences"):
@@ -531,11 +531,11 @@ def bombs() -> Iterator[Attack]:
                 zipfile.ZipFile(folder / "label.npz", "w", method) as archive,
                 archive.open("whole_corpus.npy", "w") as member,
             ):
-                for _ in range(300):
+                for _ in range(30 * megabytes):
                     member.write(bytes(10**6))
             return ["inspect", str(folder / "label.npz")]
 
-        yield Attack("bombs", f"300 MB in a .npz by {what}", packed)
+        yield Attack("bombs", f"{30 * megabytes} MB in a .npz by {what}", packed)
     for text, what in (
         ("[" * 100_000, "deep"),
         ("[" + "[]," * million + "[]]", "wide"),
