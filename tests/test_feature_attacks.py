@@ -92,7 +92,7 @@ def test_text_made_safe_to_show():
 def test_a_device_is_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for path in (pipe, tmp_path, Path("/"), Path(), Path("/dev/null"), Path("a\0")):
+    for path in (pipe, tmp_path, Path("/"), Path(), Path("a\0")):
         with pytest.raises(WriteError), replacing(path) as temporary:
             temporary.write_bytes(b"x")
     assert pipe.is_fifo() and [p.name for p in tmp_path.iterdir()] == ["pipe"]
