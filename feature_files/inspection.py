@@ -215,7 +215,7 @@ def draw(corpus: Corpus, path: Path) -> None:
     maps = list(corpus.dims)
     figure = Figure(figsize=(4.4 * max(2, len(maps)), 8.4), layout="constrained")
     figure.suptitle(_drawable(Path(corpus.name).name))
-    names = [_drawable(name) for name in corpus.label_names[:DRAWN]]
+    names = [_drawable(name) for name in corpus.label_names] if corpus.num_classes <= DRAWN else []
     rows = figure.subfigures(2, 1)
     shares, lengths = rows[0].subplots(1, 2)
     splits = [name for name in ("train", "valid", "test") if corpus.splits.get(name)]
@@ -228,11 +228,14 @@ def draw(corpus: Corpus, path: Path) -> None:
             positions + (k - (len(splits) - 1) / 2) * width, counts / counts.sum(), width, color=grey, label=name
         )
         lengths.hist([len(d) for d in members], bins=bins, color=grey, histtype="step", linewidth=2, label=name)
-    shares.set(title="Share of each class", ylabel="share of the split's utterances", xticks=positions[:DRAWN])
-    shares.set_xticklabels(names, rotation=30, ha="right")
+    shares.set(title="Share of each class", ylabel="share of the split's utterances")
+    if names:
+        shares.set_xticks(positions, names, rotation=30, ha="right")
+    else:
+        shares.set_xlabel("number of the class")
     lengths.set(title="Length of dialogues", xlabel="utterances", ylabel="dialogues")
     if splits:
-        shares.legend(frameon=False)
+        shares.legend(frameon=False, loc="upper right")  # finding the best place takes long where bars are many
         lengths.legend(frameon=False)
 
     dialogues = list(corpus.dialogues.values())
@@ -258,8 +261,8 @@ def draw(corpus: Corpus, path: Path) -> None:
                 axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
         axes.set(title=f"{modality}, {corpus.dims[modality]} features", xlabel="first principal component", xticks=[])
         axes.set(ylabel="second", yticks=[])
-    handles = rows[1].axes[0].collections[:DRAWN]
-    if handles:
+    handles = next((axes.collections for axes in rows[1].axes if axes.collections), ())
+    if handles and names:
         rows[1].legend(
             handles, names, loc="outside lower center", ncols=min(7, len(names)), frameon=False, markerscale=2.5
         )
