@@ -14,7 +14,6 @@ from __future__ import annotations
 from experiment.predict_flags import parse_args
 from experiment.start import begin, ready
 
-
 if __name__ == "__main__":
     begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
 
