@@ -78,10 +78,8 @@ class PortableMember(nn.Module):
         network = self.network
         turn = torch.arange(mask.shape[1], device=mask.device)
         here, there = turn.unsqueeze(1), turn.unsqueeze(0)  # who hears, and what
-        if network.edges:
-            linked = mask.unsqueeze(1) & mask.unsqueeze(2)  # [B, T, T]
-        else:  # every turn is a dialogue of its own
-            linked = mask.unsqueeze(2) & (here == there)
+        # Without edges every turn is a dialogue of its own.
+        linked = mask.unsqueeze(2) & (mask.unsqueeze(1) if network.edges else here == there)  # [B, T, T]
         same = linked & (speakers.unsqueeze(1) == speakers.unsqueeze(2))
         total, count = 0, 0
         for m, generator in network.fusion.generators.items():

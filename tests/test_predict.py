@@ -200,7 +200,7 @@ def test_more_speakers_than_in_training_are_a_note(model, corpus):
 
 def test_a_missing_modality_is_refused_or_masked(folder, model, corpus, tmp_path):
     write_nine_tuple(corpus.select_modalities(["text", "acoustic"]), tmp_path / "blind.pkl")
-    with pytest.raises(InputError, match="visual: no features.*--missing mask"):
+    with pytest.raises(InputError, match=r"visual: no features.*--missing mask"):
         model.predict(tmp_path / "blind.pkl")
     table = model.predict(tmp_path / "blind.pkl", missing="mask")
     assert any("utterances lack visual" in note for note in table.attrs["notes"])
