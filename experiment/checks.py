@@ -8,6 +8,7 @@ from typing import Any
 
 from dataloader import Corpus, Standardiser, hold_out_validation
 from experiment.flags import Command
+from experiment.plan import calibration_folds
 from experiment.run_directory import read_config
 from experiment.settings import Settings
 from experiment.trained import build_network, fusion_weights, load_weights, shape_of
@@ -54,11 +55,13 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
     """Find what would stop a run later, while the run directory, and one to be replaced, are untouched.
 
     Raises:
-        InputError: If validation, a modality, the earlier run's stage 1 or the export cannot be had.
+        InputError: If validation, folds to calibrate on, a modality, an earlier run's stage 1 or the export cannot be.
     """
     settings, corpus = command.settings, parts[0]
     for part in parts:
         held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
+        if settings.run.calibrate:
+            calibration_folds(settings, held_out)
         if settings.data.missing == "mask":
             Standardiser.fit(held_out.split("train"))
     for name in settings.augmentation.drop_modality or ():

@@ -2,9 +2,11 @@
 
 import json
 import pickle
+import re
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ from feature_files import read, write_container, write_nine_tuple
 from files import InputError
 from synthetic import synthetic_corpus
 
+DOCS = Path(__file__).parent.parent / "docs" / "predict.md"
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 QUICK = [
     *("--epochs", "2", "--GAN-epochs", "1", "--fused-channels", "16", "--device", "cpu"),
@@ -57,16 +60,14 @@ def nine(folder):
     return list(pickle.loads((folder / "small.pkl").read_bytes()))
 
 
-def test_the_three_lines_of_the_readme(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    (folder / "runs").mkdir(exist_ok=True)
+def test_the_three_lines_of_the_docs(folder, monkeypatch):
+    lines = re.search(r"```python\n(from predict.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    assert len(lines.splitlines()) == 3
     shutil.copytree(folder / "run" / "seed0", folder / "runs" / "first", dirs_exist_ok=True)
-    dialogues = "small.pkl"
-    from predict import load
-
-    model = load("runs/first")
-    table = model.predict(dialogues)
-    assert len(table) == sum(map(len, read("small.pkl").dialogues.values()))
+    monkeypatch.chdir(folder)
+    names = {"dialogues": "small.pkl"}
+    exec(lines, names)
+    assert len(names["table"]) == sum(map(len, read("small.pkl").dialogues.values()))
 
 
 def test_the_table_says_what_training_said(folder, model, corpus):
@@ -306,8 +307,6 @@ def test_escape_sequences_never_reach_the_terminal(folder, tmp_path, capsys):
     ],
 )
 def test_wrong_flags_are_one_line(folder, capsys, flags, says):
-    import re
-
     names = {"RUN": str(folder / "run" / "seed0"), "FILE": str(folder / "small.pkl")}
     flags = [f.replace("RUN", names["RUN"]).replace("FILE", names["FILE"]) for f in flags]
     try:
@@ -405,3 +404,35 @@ def test_without_held_out_dialogues_probabilities_are_uncalibrated_unless_folds_
     dialogues = load(tmp_path / "plain", "cpu").read(folder / "small.pkl").dialogues
     first, second = (load(tmp_path / n, "cpu").probabilities(dialogues, calibrated=False) for n in ("plain", "folds"))
     assert np.array_equal(first, second)  # the weights are those of a run without
+
+
+def test_folds_that_cannot_be_had_are_refused_before_training(folder, tmp_path, capsys):
+    flags = ["--features", str(folder / "small.pkl"), "--out", str(tmp_path / "run"), *QUICK]
+    for more, says in (
+        (["--calibrate", "500"], "--calibrate 500: there are only 10 dialogues"),
+        (["--calibrate", "1"], "out of range"),
+        (["--calibrate", "2", "--use-trained-GAN", str(folder / "run" / "seed0")], "leave one of them out"),
+    ):
+        try:
+            status = train_IEMOCAP.main([*flags, *more])
+        except SystemExit as stop:
+            status = stop.code
+        error = capsys.readouterr().err
+        assert status == 2 and says in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_folds_are_pooled_and_seeds_of_folds_make_an_ensemble(folder, tmp_path, capsys):
+    flags = ["--features", str(folder / "small.pkl"), "--out", str(tmp_path / "run"), *QUICK, "--epochs", "1"]
+    more = ["--folds", "2", "--seeds", "0,1", "--GAN-epochs", "0", "--report-best-test"]
+    assert train_IEMOCAP.main([*flags, *more]) == 0
+    said = capsys.readouterr().out
+    above = json.loads((tmp_path / "run" / "summary.json").read_text())
+    seed = json.loads((tmp_path / "run" / "seed0" / "summary.json").read_text())
+    folds = [json.loads((tmp_path / "run" / "seed0" / f"fold{k}of2" / "report.json").read_text()) for k in (1, 2)]
+    summed = np.sum([report["test"]["confusion_matrix"] for report in folds], 0)
+    assert seed["pooled"]["confusion_matrix"] == summed.tolist()
+    assert seed["chosen_on_test"]["weighted_f1"] == pytest.approx(
+        np.mean([report["chosen_on_test"]["weighted_f1"] for report in folds])
+    )
+    assert sum(above["ensemble"]["support"]) == summed.sum() and "per_class_f1" in above
+    assert "Pooled over" in said and "an ensemble, not a single network" in said and "Chosen on test" in said

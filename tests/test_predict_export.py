@@ -1,9 +1,12 @@
 """The portable form of a network, and what is written of it, against the network itself."""
 
+import ast
 import builtins
 import json
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from dataloader import collate
 from experiment.export import PortableNetwork, export
 from files import InputError
 
+DOCS = Path(__file__).parent.parent / "docs" / "predict.md"
 DIALOGUES = [*CORPUS.split("test")[:2], replace(holes(CORPUS.split("train")[0]), id="holes")]
 
 
@@ -49,7 +53,7 @@ def test_the_portable_network_is_the_network(generator, causal, changes):
     assert not found[~mask].any()
 
 
-def test_onnxruntime_and_torch_export_say_what_we_say(tmp_path):
+def test_onnxruntime_and_torch_export_say_what_we_say(tmp_path, monkeypatch, capsys):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     one = model(speaker_layers=1, graph_layers=1, window_future=2, causal=False)
@@ -74,6 +78,10 @@ def test_onnxruntime_and_torch_export_say_what_we_say(tmp_path):
         assert np.allclose(found[mask], want, atol=1e-5)
         with torch.no_grad():
             assert np.allclose(program(*given).numpy()[mask], want, atol=1e-5)
+    lines = re.search(r"```python\n(import json.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    assert all(name in one.label_names for name in ast.literal_eval(capsys.readouterr().out.splitlines()[-1]))
 
 
 def first_turn(dialogue):
