@@ -13,6 +13,7 @@ import torch
 
 from dataloader import Corpus, Standardiser, hold_out_validation
 from experiment.flags import Command
+from experiment.plan import calibration_folds
 from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
 from experiment.settings import Settings
 from experiment.trained import build_network, fusion_weights, load_weights, shape_of
@@ -124,7 +125,7 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
     """Find what would stop a run later, while the run directory, and one to be replaced, are untouched.
 
     Raises:
-        InputError: If validation, a modality, the earlier run's stage 1 or the export cannot be had.
+        InputError: If validation, folds to calibrate on, a modality, an earlier run's stage 1 or the export cannot be.
     """
     settings, corpus = command.settings, parts[0]
     if command.overwrite and command.out and not command.resume and marked(Path(command.out)):
@@ -132,6 +133,8 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
     check_memory(settings, shape_of(corpus))
     for part in parts:
         held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
+        if settings.run.calibrate:
+            calibration_folds(settings, held_out)
         if settings.data.missing == "mask":
             Standardiser.fit(held_out.split("train"))
     for name in settings.augmentation.drop_modality or ():
