@@ -373,12 +373,15 @@ def plane(points: np.ndarray) -> np.ndarray:
     if len(points) > 3 and np.ptp(points, axis=0).any():
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
 
         kept = min(30, *points.shape)
         points = PCA(kept, svd_solver="full", random_state=0).fit_transform(points)
         if kept > 1:
             perplexity = min(30, (len(points) - 1) / 3)
-            points = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=0).fit_transform(points)
+            # On a busy machine several threads wait for each other, many times as long as one takes.
+            with threadpool_limits(1):
+                points = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=0).fit_transform(points)
     points = np.nan_to_num(np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))[:, :2].astype(float))
     span = np.ptp(points, axis=0) if len(points) else np.ones(2)
     return (points - points.min(0, initial=np.inf if len(points) else 0)) / np.where(span > 0, span, 1)
