@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 import utils
 from dataloader import Dialogue, session_of
@@ -142,7 +143,9 @@ def gather(
             rows = seen.attempt(name, lambda name=name: read_curves(directory / name))
             if rows:
                 seen.histories[stage] = rows
-    _look_into_network(seen, network, dialogues, maps)
+    # On a busy machine several threads wait for each other, many times as long as one takes.
+    with threadpool_limits(1):
+        _look_into_network(seen, network, dialogues, maps)
     return seen
 
 
@@ -388,15 +391,12 @@ def plane(points: np.ndarray) -> np.ndarray:
     if len(points) > 3 and np.ptp(points, axis=0).any():
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
-        from threadpoolctl import threadpool_limits
 
         kept = min(30, *points.shape)
         points = PCA(kept, svd_solver="full", random_state=0).fit_transform(points)
         if kept > 1:
             perplexity = min(30, (len(points) - 1) / 3)
-            # On a busy machine several threads wait for each other, many times as long as one takes.
-            with threadpool_limits(1):
-                points = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=0).fit_transform(points)
+            points = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=0).fit_transform(points)
     points = np.nan_to_num(np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))[:, :2].astype(float))
     span = np.ptp(points, axis=0) if len(points) else np.ones(2)
     return (points - points.min(0, initial=np.inf if len(points) else 0)) / np.where(span > 0, span, 1)
