@@ -306,8 +306,11 @@ class FusedFeatureGenerator(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        shared, own = self.parts(x, mask, speakers)
-        return padded(torch.cat([self.norm_shared(shared), self.OWN_SCALE * self.norm_own(own)], dim=-1), mask)
+        return padded(self.join(*self.parts(x, mask, speakers)), mask)
+
+    def join(self, shared: Tensor, own: Tensor) -> Tensor:
+        """Fused features of the two parts, normalised, ``[…, fused_channels]``."""
+        return torch.cat([self.norm_shared(shared), self.OWN_SCALE * self.norm_own(own)], dim=-1)
 
 
 class LinearGenerator(FusedFeatureGenerator):
