@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from files import InputError
 
 MODALITIES = ("text", "visual", "acoustic")
 IEMOCAP_LABELS = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
-IGNORE_LABEL = -100  # what torch's cross entropy skips; marks padding
+IGNORE_LABEL = -100  # what torch's cross entropy skips; marks padding, and utterances without a label
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Dialogue:
     Attributes:
         id: The dialogue's name in its feature file.
         features: Modality to float32 array ``[n, d_modality]``; a row of NaN where the utterance lacks the modality.
-        labels: Class of each utterance, int64 ``[n]``.
+        labels: Class of each utterance, int64 ``[n]``; `IGNORE_LABEL` where it has none and is context for others.
         speakers: Name of each utterance's speaker, n strings.
         sentences: Transcript of each utterance, n strings.
         utterances: Name of each utterance, n strings.
@@ -65,6 +66,7 @@ class Corpus:
         splits: ``train``, ``test`` and, where there is one, ``valid``, to dialogue ids.
         label_names: One name a class; their number is the number of classes.
         sha256: Checksum of the feature file, or of the recipe of a synthetic corpus.
+        provenance: Where the feature file says it comes from: encoders, settings, sources; empty where it does not.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Corpus:
     splits: Mapping[str, tuple[str, ...]]
     label_names: tuple[str, ...]
     sha256: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dataloader import IEMOCAP_LABELS, MODALITIES, Corpus, Dialogue, session_of
+from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus, Dialogue, session_of
 from files import InputError
 
 SENTIMENT_LABELS = ("negative", "positive")
@@ -41,6 +41,7 @@ class Parts:
         label_names: The classes, where the layout is known to be of one set.
         sentiment: Labels of the other target, where there are any; 0 neutral, 1 positive, 2 negative.
         finite: Whether the features are known to be without NaN and infinity, so that they need not be read to see.
+        provenance: Where the file says it comes from; only our container does.
     """
 
     layout: int
@@ -53,6 +54,7 @@ class Parts:
     label_names: tuple[str, ...] = ()
     sentiment: Any = None
     finite: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Checks:
         text_layers: ``mean``, ``concat``, or the number of one layer from 1, where there are several layers of text.
         missing: ``refuse`` or ``mask``: whether an utterance may lack a modality, and shall then have a row of NaN.
         lenient: Leave out what is wrong and note it in `faults`, rather than raise; to look at a broken file.
+        required: The splits that must have dialogues; none of them to predict only.
     """
 
     file: str
@@ -73,6 +76,8 @@ class Checks:
     missing: str = "refuse"
     lenient: bool = False
     faults: list[str] = field(default_factory=list)
+    required: Sequence[str] = ("train", "test")
+    unlabelled: bool = field(default=False, init=False)  # whether the layout knows utterances without a label
 
     def __post_init__(self) -> None:
         self.room = max(UNFOLDED, 16 * self.size)
@@ -95,6 +100,7 @@ class Checks:
         Raises:
             InputError: One line with file, field, dialogue and cure, for the first thing that is wrong.
         """
+        self.unlabelled = parts.layout == 14
         labels = self.table("labels", parts.labels)
         if sum(np.size(row) if isinstance(row, np.ndarray) else len(items_of(row) or ()) for row in labels.values()) > (
             self.size + 1000
@@ -123,7 +129,8 @@ class Checks:
         for i, dialogue in dialogues.items():
             if (worst := dialogue.labels.max()) >= len(names):
                 self.fault("labels", f"label {worst} is outside 0..{len(names) - 1}", "correct the labels", i)
-        return Corpus(self.file, dialogues, self.splits(parts.splits, dialogues, set(labels)), names, sha256)
+        splits = self.splits(parts.splits, dialogues, set(labels))
+        return Corpus(self.file, dialogues, splits, names, sha256, parts.provenance)
 
     def table(self, field: str, value: Any) -> dict[str, Any]:
         """A dictionary by dialogue, its ids made strings."""
@@ -164,7 +171,8 @@ class Checks:
             isinstance(row, np.ndarray)
             and row.ndim == 1
             and row.dtype.kind in "iu"
-            and 0 <= row.min() <= row.max() < 2**31
+            and (row.min() >= 0 or (self.unlabelled and row[row != IGNORE_LABEL].min(initial=0) == 0))
+            and row.max() < 2**31
         ):
             return row.astype(np.int64)
         for value in values:
@@ -305,10 +313,10 @@ class Checks:
                     self.fault(split, f"also in split {seen[i]}", "keep a dialogue in one split only", i)
             read[split] = tuple(dict.fromkeys(i for i in map(id_of, members) if i in dialogues))
             seen |= dict.fromkeys(read[split], split)
-        for split in ("train", "test"):
+        for split in self.required:
             if not read.get(split):
                 self.fault(split, "no dialogues", f"list the dialogues to {split} on")
-        return {split: ids for split, ids in read.items() if ids or split != "valid"}
+        return {split: ids for split, ids in read.items() if ids or split in self.required}
 
 
 def id_of(value: Any) -> str:

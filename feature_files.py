@@ -7,6 +7,7 @@ the same way. Files are recognised by their content, never by their name, since 
     python feature_files.py inspect FILE [--json] [--plot PNG]
     python feature_files.py convert IN OUT
     python feature_files.py join TEXT_FILE AV_FILE OUT
+    python feature_files.py merge PARTS... OUT
     python feature_files.py download NAME
 
 Shapes use n utterances of a dialogue and d features.
@@ -32,6 +33,7 @@ import numpy as np
 
 import download
 import feature_inspect
+import feature_stream
 import safe_pickle
 from dataloader import IEMOCAP_LABELS, Corpus, Dialogue, session_of
 from feature_checks import Checks, Parts, id_of, items_of, width_of
@@ -56,7 +58,7 @@ def read(
         text_layers: Where there are several layers of text: their ``mean``, ``concat``, or the number of one, from 1.
         target: ``emotion``, or ``sentiment`` where the file has such labels.
         missing: ``refuse`` features that are not there, or ``mask`` them: their rows are NaN in the corpus.
-        options: ``lenient`` and ``faults`` of `Checks`.
+        options: ``lenient``, ``faults`` and ``required`` of `Checks`.
 
     Raises:
         InputError: If the file is not there, is of no known layout, or contradicts itself.
@@ -616,7 +618,7 @@ def inspect(path: str | Path, plot: str | Path | None = None) -> dict[str, Any]:
     sums = download.checksums(Path(path)) if Path(path).is_file() else {"sha256": source.sha256, "git_blob": ""}
     known = (e["name"] for e in download.known_files() if sums["git_blob"] and download.is_known_as(sums, e))
     report = {"file": str(path), "layout": parts.layout} | feature_inspect.describe(corpus) | sums
-    report |= {"known_as": next(known, ""), "warnings": faults + report["warnings"]}
+    report |= {"known_as": next(known, ""), "warnings": faults + report["warnings"], "provenance": parts.provenance}
     if plot:
         try:
             feature_inspect.plot(corpus, Path(plot))
@@ -651,6 +653,10 @@ def build_parser() -> argparse.ArgumentParser:
     two.add_argument("av_file", type=Path, help="has visual, acoustic, or both, of the same utterances")
     two.add_argument("out", type=Path, metavar="OUT", help="as for convert")
 
+    many = commands.add_parser("merge", help="join the parts that extract_features.py --shard wrote")
+    many.add_argument("parts", type=Path, nargs="+", metavar="PARTS", help="all of them, in any order")
+    many.add_argument("out", type=Path, metavar="OUT", help="NAME.safetensors")
+
     for command in (one, two):
         command.add_argument("--text-layers", default="mean", help="mean (default), concat, or a layer's number from 1")
         command.add_argument("--target", default="emotion", help="emotion (default) or sentiment")
@@ -674,13 +680,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(report, indent=2) if args.json else feature_inspect.as_text(report))
         elif args.command == "download":
             print(download.download(args.name, args.to, args.known))
+        elif args.command == "merge":
+            feature_stream.merge(args.parts, args.out)
+            print(args.out)
         else:
             choices = {"text_layers": args.text_layers, "target": args.target, "missing": args.missing}
             files = [args.file] if args.command == "convert" else [args.text_file, args.av_file]
             corpora = [read(file, **choices) for file in files]
             corpus = corpora[0] if len(corpora) == 1 else join(*corpora, str(args.out))
             origin = [{"file": file.name, "sha256": c.sha256} for file, c in zip(files, corpora, strict=True)]
-            _write(corpus, args.out, {"from": origin, **choices})
+            before = corpora[0].provenance if len(corpora) == 1 else {}
+            _write(corpus, args.out, {**before, "from": origin, **choices})
             print(args.out)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has read enough

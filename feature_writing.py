@@ -69,8 +69,8 @@ def write_nine_tuple(corpus: Corpus, path: str | Path) -> None:
         features("acoustic"),
         features("visual"),
         {d.id: list(d.sentences) for d in dialogues},
-        [*corpus.splits["train"], *corpus.splits.get("valid", ())],
-        list(corpus.splits["test"]),
+        [*corpus.splits.get("train", ()), *corpus.splits.get("valid", ())],
+        list(corpus.splits.get("test", ())),
     )
     with replacing(path) as temporary, temporary.open("wb") as stream:
         _OldPathPickler(stream, protocol=3).dump(content)
@@ -182,6 +182,7 @@ def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
         utterances=by_dialogue["utterances"],
         label_names=names,
         finite=about.get("finite") is True and entries.keys() <= sums.keys(),
+        provenance=about["provenance"] if isinstance(about.get("provenance"), dict) else {},
     )
     digest = hashlib.sha256(header).hexdigest() if entries.keys() <= sums.keys() else sha256_of(path)
     return parts, path.stat().st_size, digest
