@@ -50,10 +50,12 @@ def read_manifest(path: Path, label_names: Sequence[str] = ()) -> Listing:
             )
         seen[key] = line
         split = SPLITS[row["split"].lower()]
-        if listing.splits.setdefault(row["dialogue"], split) != split:
+        known = listing.splits.get(row["dialogue"], "")
+        listing.splits[row["dialogue"]] = split or known
+        if known and split and known != split:
             raise InputError(
                 f"{path}: line {line}: split: dialogue {shown(row['dialogue'])} is also in split "
-                f"{listing.splits[row['dialogue']] or 'none'}; keep a dialogue in one split only"
+                f"{known}; keep a dialogue in one split only"
             )
         by_dialogue.setdefault(row["dialogue"], []).append(_utterance(path.parent, row, numbers))
     listing.utterances = [u for turns in by_dialogue.values() for u in turns]

@@ -78,15 +78,21 @@ def read_recording(
 
 def _srt(path: Path, files: dict[str, str]) -> list[Turn]:
     library = need("--recording", "srt")
+    text = read_text(path, files, path.name).replace("\r\n", "\n")
+    timeless: int | None = None
     try:
-        lines = list(library.parse(read_text(path, files, path.name)))
+        lines = list(library.parse(text))
     except (library.SRTParseError, library.TimestampParseError, ValueError) as error:
-        start = getattr(error, "expected_start", None)
-        text = read_text(path, files, path.name)
-        where = f"line {text[:start].count(chr(10)) + 1}" if isinstance(start, int) else "a line"
+        timeless = getattr(error, "expected_start", 0) or 0
+    else:
+        # The library takes a block without times for more of the one before it.
+        if joined := next((x.content for x in lines if "\n\n" in x.content), None):
+            timeless = text.index(joined) + joined.index("\n\n") + 2
+    if timeless is not None:
         raise InputError(
-            f"{path}: {where}: no times such as 00:00:01,000 --> 00:00:02,500 before a text; give every line its times"
-        ) from None
+            f"{path}: line {text[:timeless].count(chr(10)) + 1}: no times such as 00:00:01,000 --> 00:00:02,500 before "
+            "a text; give every line its times"
+        )
     return [_named(x.start.total_seconds(), x.end.total_seconds(), x.content) for x in lines if x.content.strip()]
 
 
@@ -117,16 +123,16 @@ def _milli(time: str) -> float:
 
 def _textgrid(path: Path, files: dict[str, str]) -> list[Turn]:
     """Interval tiers, each of the speaker it is named after."""
-    library = need("--recording", "praatio")
+    library = need("--recording", "praatio.textgrid", "praatio")
     read_text(path, files, path.name, ("utf-8-sig", "utf-16", "latin-1"))
     try:
-        grid = library.textgrid.openTextgrid(str(path), includeEmptyIntervals=False, duplicateNamesMode="rename")
+        grid = library.openTextgrid(str(path), includeEmptyIntervals=False, duplicateNamesMode="rename")
     except Exception as error:  # the library raises what Python raises at a file cut short
         raise InputError(f"{path}: no TextGrid ({type(error).__name__}); save it anew from Praat") from None
     turns = []
     for name in grid.tierNames:
         tier = grid.getTier(name)
-        if isinstance(tier, library.textgrid.IntervalTier):
+        if isinstance(tier, library.IntervalTier):
             turns += [Turn(name.strip(), start, end, text.strip()) for start, end, text in tier.entries if text.strip()]
     return turns
 
