@@ -156,7 +156,7 @@ def tiny(kind, folder):
         (folder / "vocab.txt").write_text("\n".join(words))
         hf.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
         shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
-        network = hf.BertModel(hf.BertConfig(len(words), max_position_embeddings=64, **shape))
+        network = hf.BertModel(hf.BertConfig(vocab_size=len(words), max_position_embeddings=64, **shape))
     elif kind in ("wavlm", "hubert"):
         hf.Wav2Vec2FeatureExtractor(return_attention_mask=kind == "wavlm").save_pretrained(folder)
         shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
