@@ -124,7 +124,7 @@ def session_of(dialogue_id: str) -> str:
     return match.group() if match else ""
 
 
-def carve_validation(corpus: Corpus, share: float, seed: int) -> Corpus:
+def hold_out_validation(corpus: Corpus, share: float, seed: int) -> Corpus:
     """Move a share of the training dialogues into a ``valid`` split, balanced over sessions where ids show them.
 
     A validation split that the file ships is kept. Test dialogues are never looked at.
@@ -268,7 +268,7 @@ class Batch:
         mask: True on real utterances, bool ``[B, T]``.
         speakers: Speaker numbers within the dialogue, long ``[B, T]``, zero where padded.
         labels: Classes, long ``[B, T]``, `IGNORE_LABEL` where padded.
-        present: Modality to True on the real utterances that have it, bool ``[B, T]``; empty where all have all.
+        modality_mask: Modality to True on the real utterances that have it, bool ``[B, T]``; empty where all have all.
     """
 
     ids: tuple[str, ...]
@@ -276,13 +276,13 @@ class Batch:
     mask: torch.Tensor
     speakers: torch.Tensor
     labels: torch.Tensor
-    present: dict[str, torch.Tensor] = field(default_factory=dict)
+    modality_mask: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def has(self, modality: str) -> torch.Tensor:
         """True on the real utterances that have a modality, bool ``[B, T]``."""
-        return self.present.get(modality, self.mask)
+        return self.modality_mask.get(modality, self.mask)
 
-    def hide(self, shares: Mapping[str, float] | None) -> Batch:
+    def drop_modality(self, shares: Mapping[str, float] | None) -> Batch:
         """This batch with modalities of random utterances missing, drawn by torch's global generator of the CPU.
 
         An utterance that would lose all it has keeps one, drawn as well.
@@ -298,9 +298,9 @@ class Batch:
         kept |= there & ~kept.any(0) & (draws == draws.amax(0))
         present = dict(zip(self.features, kept, strict=True))
         features = {m: x.masked_fill(~present[m].unsqueeze(-1), 0) for m, x in self.features.items()}
-        return replace(self, features=features, present=present)
+        return replace(self, features=features, modality_mask=present)
 
-    def blur(self, noise: float) -> Batch:
+    def add_noise(self, noise: float) -> Batch:
         """This batch with Gaussian noise added to what is there, drawn by torch's global generator of the CPU.
 
         Args:
@@ -311,7 +311,7 @@ class Batch:
         features = {m: x + noise * torch.randn(x.shape) * self.has(m).unsqueeze(-1) for m, x in self.features.items()}
         return replace(self, features=features)
 
-    def thin(self, share: float) -> Batch:
+    def drop_utterances(self, share: float) -> Batch:
         """This batch with random utterances left out, as if padded, drawn by torch's global generator of the CPU.
 
         Those that stay keep their places. A dialogue that would lose all of its utterances keeps them.
@@ -329,7 +329,32 @@ class Batch:
             mask=kept,
             speakers=self.speakers * kept,
             labels=self.labels.masked_fill(~kept, IGNORE_LABEL),
-            present={m: x & kept for m, x in self.present.items()},
+            modality_mask={m: x & kept for m, x in self.modality_mask.items()},
+        )
+
+    def augment(
+        self, noise: float = 0.0, drop_utterances: float = 0.0, drop_modality: Mapping[str, float] | None = None
+    ) -> Batch:
+        """A training batch as a step sees it: never the same twice, so that it cannot be learnt by heart.
+
+        Args:
+            noise: Standard deviation of what `add_noise` adds.
+            drop_utterances: Probability that an utterance is left out.
+            drop_modality: Modality to the probability that an utterance loses it.
+        """
+        return self.drop_utterances(drop_utterances).add_noise(noise).drop_modality(drop_modality)
+
+    def isolated(self) -> Batch:
+        """Every real utterance as a dialogue of its own, ``B, T`` becoming ``N, 1``: there is nothing to read around it."""
+        at = self.mask.nonzero()[:, 0].tolist()
+        alone = {m: x[self.mask].unsqueeze(1) for m, x in self.features.items()}
+        return Batch(
+            tuple(self.ids[i] for i in at),
+            alone,
+            self.mask[self.mask].unsqueeze(1),
+            self.speakers[self.mask].unsqueeze(1) * 0,
+            self.labels[self.mask].unsqueeze(1),
+            {m: x[self.mask].unsqueeze(1) for m, x in self.modality_mask.items()},
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -340,7 +365,7 @@ class Batch:
             self.mask.to(device),
             self.speakers.to(device),
             self.labels.to(device),
-            {m: x.to(device) for m, x in self.present.items()},
+            {m: x.to(device) for m, x in self.modality_mask.items()},
         )
 
 
@@ -360,12 +385,50 @@ def collate(dialogues: Sequence[Dialogue]) -> Batch:
         mask=mask,
         speakers=pad(d.speaker_index for d in dialogues),
         labels=pad((d.labels for d in dialogues), IGNORE_LABEL),
-        present={m: mask & ~lost for m, lost in missing.items()} if some else {},
+        modality_mask={m: mask & ~lost for m, lost in missing.items()} if some else {},
     )
 
 
 def batches(dialogues: Sequence[Dialogue], batch_size: int, generator: torch.Generator | None = None) -> DataLoader:
     """A loader of `Batch`; shuffled by `generator` when one is given, else in order."""
+    # A loader without a generator takes a seed from torch's global one at every epoch, even when it does not shuffle.
     return DataLoader(
-        dialogues, batch_size=batch_size, shuffle=generator is not None, generator=generator, collate_fn=collate
+        dialogues,
+        batch_size=batch_size,
+        shuffle=generator is not None,
+        generator=generator or torch.Generator(),
+        collate_fn=collate,
     )
+
+
+# Statistics of labels ----------------------------------------------------------------------------------------------
+
+SESSION_SMOOTHING = 5.0  # utterances of each class that a session is taken to have besides its own
+
+
+def label_counts(dialogues: Sequence[Dialogue], num_classes: int) -> torch.Tensor:
+    """How many utterances each class has, ``[C]``."""
+    return torch.bincount(torch.from_numpy(np.concatenate([d.labels for d in dialogues])), minlength=num_classes)
+
+
+def class_weights(dialogues: Sequence[Dialogue], num_classes: int) -> torch.Tensor:
+    """One over each class's share, scaled to a mean of 1 over the utterances; 0 for a class without any, ``[C]``."""
+    counts = label_counts(dialogues, num_classes)
+    present = counts > 0
+    return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
+
+
+def session_logit_adjustment(dialogues: Sequence[Dialogue], num_classes: int) -> dict[str, torch.Tensor]:
+    """How much likelier each class is in a dialogue's session than in all of them, as logarithms; id to ``[C]``.
+
+    Added to the logits in training, never after it, they account for the sessions' shares of emotions, so that the
+    network need not: what it learns stands on the shares of all sessions together (logit adjustment, arXiv 2007.07314,
+    with a prior for each session). All 0 where ids name one session, or none.
+    """
+    sessions: dict[str, list[Dialogue]] = {}
+    for d in dialogues:
+        sessions.setdefault(session_of(d.id), []).append(d)
+    counts = {name: SESSION_SMOOTHING + label_counts(members, num_classes) for name, members in sessions.items()}
+    pooled = sum(counts.values())
+    shifts = {name: (count / count.sum()).log() - (pooled / pooled.sum()).log() for name, count in counts.items()}
+    return {d.id: shifts[session_of(d.id)] for d in dialogues}

@@ -8,7 +8,8 @@ the real utterances that have its modality: the others take no part in it, nor i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from itertools import permutations
 from typing import Any
 
@@ -63,7 +64,7 @@ def _flip_half(x: Tensor) -> Tensor:
     return torch.cat([forward, backward.flip(-2)], dim=-1)
 
 
-class PartyRecurrence(nn.Module):
+class SpeakerRecurrence(nn.Module):
     """One running state for each party of the dialogue, past and future, read by every utterance.
 
     A party's state changes only at its own turns, as DialogueRNN's party state does (arXiv 1811.00405); the gate
@@ -96,7 +97,7 @@ class PartyRecurrence(nn.Module):
         return torch.cat([own, states.sum(0) - own], dim=-1)[mask]
 
 
-class PartyBlock(nn.Module):
+class SpeakerLayer(nn.Module):
     """A residual block: party states, then a feed-forward layer, each behind layer normalisation and dropout.
 
     Shapes:
@@ -110,7 +111,7 @@ class PartyBlock(nn.Module):
     def __init__(self, channels: int, dropout: float):
         super().__init__()
         self.norm_states = nn.LayerNorm(channels)
-        self.states = PartyRecurrence(channels)
+        self.states = SpeakerRecurrence(channels)
         self.read = nn.Linear(2 * channels, channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(channels),
@@ -128,24 +129,24 @@ class PartyBlock(nn.Module):
         return x + self.feed_forward(x)
 
 
-class PartyGraph(nn.Module):
+class SpeakerEncoder(nn.Module):
     """One modality's fused features, handed on along the edges from turn to turn of every party, past and future.
 
     A directed acyclic graph each way, after DAG-ERC (arXiv 2105.12907): an utterance hears each party's last turn, and
-    through it all of that party's turns. `PartyRecurrence` says how.
+    through it all of that party's turns. `SpeakerRecurrence` says how.
 
     Shapes:
         x, result: ``[B, T, channels]``, the result normalised by layer, 0 where padded; mask, speakers: ``[B, T]``.
 
     Args:
         channels: Width; even.
-        blocks: How many `PartyBlock` deep.
+        blocks: How many `SpeakerLayer` deep.
         dropout: Probability, between 0 and 1.
     """
 
     def __init__(self, channels: int, blocks: int, dropout: float):
         super().__init__()
-        self.blocks = nn.ModuleList(PartyBlock(channels, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(SpeakerLayer(channels, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
@@ -201,6 +202,52 @@ class FusedFeatureGenerator(nn.Module):
         return padded(self.norm(self.dropout(self.embed(x))), mask)
 
 
+class TransformerGenerator(nn.Module):
+    """G_m as the reference has it: a transformer encoder over the dialogue's utterances (arXiv 1706.03762).
+
+    Shapes:
+        As `FusedFeatureGenerator`.
+
+    Args:
+        in_channels: Width of the modality.
+        fused_channels: Width of the fused features; a multiple of `heads`.
+        dropout: Probability, between 0 and 1.
+        layers: How many encoder layers.
+        heads: Of the attention.
+    """
+
+    def __init__(self, in_channels: int, fused_channels: int, dropout: float = 0.4, layers: int = 2, heads: int = 2):
+        super().__init__()
+        self.embed = nn.Linear(2 * in_channels, fused_channels)
+        layer = nn.TransformerEncoderLayer(
+            fused_channels, heads, 2 * fused_channels, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(fused_channels)
+
+    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """Fused features of the modality; see the class."""
+        x = self.embed(torch.cat([x, speaker_relative(x, mask, speakers)], dim=-1))
+        x = x + sinusoids(x.shape[1], x.shape[2], x.device)
+        # A dialogue that lacks the modality throughout attends to its padding, or softmax would be of nothing.
+        padding = ~mask & mask.any(1, keepdim=True)
+        return padded(self.norm(self.encoder(x, src_key_padding_mask=padding))[mask], mask)
+
+
+def sinusoids(length: int, channels: int, device: torch.device) -> Tensor:
+    """The place of each utterance as sines and cosines, ``[length, channels]`` (arXiv 1706.03762, section 3.5)."""
+    rate = 10_000 ** (-torch.arange(0, channels, 2, device=device) / channels)
+    angle = torch.arange(length, device=device).unsqueeze(1) * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :channels]
+
+
+# A generator by its name on the command line: a constructor of (in_channels, fused_channels, dropout).
+GENERATORS: dict[str, Callable[[int, int, float], nn.Module]] = {
+    "linear": FusedFeatureGenerator,
+    "transformer": TransformerGenerator,
+}
+
+
 class ModalityDiscriminator(nn.Module):
     """D_k: are these the real features of modality k, or another modality's fused features?
 
@@ -249,7 +296,9 @@ class AdversarialFusion(nn.Module):
         dims: Modality to width.
         fused_channels: Width of the fused features.
         dropout: Of the generators.
-        relativistic: Whether the game is R3GAN's or the reference's.
+        generator: Makes a generator of a modality's width, the fused width and the dropout; one of `GENERATORS`.
+        relativistic: Whether the adversarial loss is R3GAN's or the reference's.
+        context: Whether generators may read around an utterance; else each is a dialogue of its own to them.
     """
 
     def __init__(
@@ -257,11 +306,14 @@ class AdversarialFusion(nn.Module):
         dims: Mapping[str, int],
         fused_channels: int = 256,
         dropout: float = 0.4,
+        generator: Callable[[int, int, float], nn.Module] = FusedFeatureGenerator,
         relativistic: bool = True,
+        context: bool = True,
     ):
         super().__init__()
         self.relativistic = relativistic
-        self.generators = nn.ModuleDict({m: FusedFeatureGenerator(d, fused_channels, dropout) for m, d in dims.items()})
+        self.context = context
+        self.generators = nn.ModuleDict({m: generator(d, fused_channels, dropout) for m, d in dims.items()})
         self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
         self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
         self.fused_channels = fused_channels
@@ -275,7 +327,26 @@ class AdversarialFusion(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Fused features of each modality, ``[B, T, fused_channels]``; they mean nothing where it is missing."""
-        return {m: g(batch.features[m], batch.has(m), batch.speakers) for m, g in self.generators.items()}
+        if self.context:
+            return {m: g(batch.features[m], batch.has(m), batch.speakers) for m, g in self.generators.items()}
+        alone = batch.isolated()
+        fused = {m: g(alone.features[m], alone.has(m), alone.speakers) for m, g in self.generators.items()}
+        return {m: padded(f.squeeze(1), batch.mask) for m, f in fused.items()}
+
+    @property
+    def even_losses(self) -> tuple[float, float]:
+        """Adversarial loss of a generator and loss of a discriminator where all logits are equal, in nats."""
+        return math.log(2), math.log(2) * (1 if self.relativistic else 2)
+
+    def loss_weights(self, weight: float) -> dict[str, float]:
+        """Weights of the generators' losses, by name: whatever is here is trained, logged and drawn.
+
+        Args:
+            weight: Of the adversarial loss and of matching, beside reconstruction.
+        """
+        if not self.relativistic:
+            return {"adversarial": weight}
+        return {"adversarial": weight, "matching": weight, "reconstruction": 1.0}
 
     def real(self, batch: Batch) -> dict[str, Tensor]:
         """Real features of each modality, brought to the fused width and normalised like the fused, ``[N, d]``.
@@ -312,37 +383,47 @@ class AdversarialFusion(nn.Module):
         return {k: torch.stack(each).mean() for k, each in losses.items()}
 
     def generator_losses(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Losses of each generator by name: ``adversarial``, ``matching``, ``reconstruction``.
-
-        The first two are means over the discriminators that the generator plays against.
+        """Losses of each generator, by modality and by the names that `loss_weights` has.
 
         Args:
             batch: Where the real features are.
             fused: What `forward` made of the same batch.
         """
         real = self.real(batch)
-        losses: dict[str, dict[str, Tensor]] = {}
-        for m in self.generators:
-            f = fused[m][batch.mask]
-            # A pair at the utterances that have both of its modalities: what the generator made, and what is there.
-            pairs = [(k, having(f, batch, m, k), having(real[k], batch, m, k)) for k in self.generators if k != m]
-            adversarial = [
-                mean(F.softplus(self.relativistic * self.discriminators[k](x).detach() - self.discriminators[k](own)))
-                for k, own, x in pairs
-            ]
-            matching = [1 - mean(F.cosine_similarity(own, x, dim=-1)) for _, own, x in pairs]
-            rebuilt, given = (having(x, batch, m) for x in (self.decoders[m](f), batch.features[m][batch.mask]))
-            losses[m] = {
-                "adversarial": torch.stack(adversarial).mean(),
-                "matching": torch.stack(matching).mean(),
-                "reconstruction": mean(F.smooth_l1_loss(rebuilt, given, reduction="none")),
-            }
-        return losses
+        return {
+            m: {name: getattr(self, f"{name}_loss")(m, batch, fused, real) for name in self.loss_weights(1.0)}
+            for m in self.generators
+        }
+
+    def adversarial_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """How badly f_m passes for the other modalities, the mean over their discriminators."""
+        losses = []
+        for k in self.generators:
+            if k != m:
+                f, x = having(fused[m][batch.mask], batch, m, k), having(real[k], batch, m, k)
+                on_real = self.discriminators[k](x).detach() if self.relativistic else 0
+                losses.append(mean(F.softplus(on_real - self.discriminators[k](f))))
+        return torch.stack(losses).mean()
+
+    def matching_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """One less the cosine of f_m and the paired real features, the mean over the other modalities."""
+        pairs = [
+            (having(fused[m][batch.mask], batch, m, k), having(real[k], batch, m, k)) for k in self.generators if k != m
+        ]
+        return torch.stack([1 - mean(F.cosine_similarity(f, x, dim=-1)) for f, x in pairs]).mean()
+
+    def reconstruction_loss(
+        self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]
+    ) -> Tensor:
+        """How far x_m is from what a linear map makes of f_m."""
+        f, x = fused[m][batch.mask], batch.features[m][batch.mask]
+        rebuilt, given = having(self.decoders[m](f), batch, m), having(x, batch, m)
+        return mean(F.smooth_l1_loss(rebuilt, given, reduction="none"))
 
 
 def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
     """Those of the real utterances ``x [N, …]`` that have all these modalities."""
-    if not batch.present:
+    if not batch.modality_mask:
         return x
     return x[torch.stack([batch.has(m)[batch.mask] for m in modalities]).all(0)]
 
@@ -361,7 +442,7 @@ def dialogue_edges(
     are the real utterances in the order of ``x[mask]``. An edge's type is the pair of speakers, from whom to whom, and
     whether what is heard lies in the past (0) or the future (1)::
 
-        type = 2 * (speaker_heard * num_speakers + speaker_hearing) + in_future
+        type = 2 * (speaker_source * num_speakers + speaker_target) + in_future
 
     Args:
         mask: ``[B, T]``.
@@ -412,7 +493,7 @@ class GraphEmotionClassifier(nn.Module):
         in_channels: Width of the fused features.
         num_classes: How many emotions.
         num_speakers: How many speakers edge types are made for.
-        window_past: How many turns back an utterance hears; with `window_future` both 0 there is no graph.
+        window_past: How many turns back an utterance has neighbours; with `window_future` both 0 it has none.
         window_future: How many turns ahead.
         layers: How many graph convolutions.
         attention: Whether `NodalAttention` follows them.
@@ -434,15 +515,14 @@ class GraphEmotionClassifier(nn.Module):
         self.num_classes = num_classes
         self.window = (window_past, window_future)
         self.num_speakers = num_speakers
-        depth = layers if window_past + window_future else 0
         self.convolutions = nn.ModuleList(
-            RGCNConv(in_channels, in_channels, num_relations=2 * num_speakers**2) for _ in range(depth)
+            RGCNConv(in_channels, in_channels, num_relations=2 * num_speakers**2) for _ in range(layers)
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(layers))
         self.attention = NodalAttention(in_channels) if attention else None
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Sequential(
-            nn.Linear(in_channels * (1 + bool(depth) + attention), in_channels),
+            nn.Linear(in_channels * (1 + bool(layers) + attention), in_channels),
             nn.GELU(),
             nn.Dropout(dropout),
             nn.Linear(in_channels, num_classes),
@@ -470,13 +550,16 @@ class GANFFN(nn.Module):
     many modalities as there are, so that the classifier sees it at the size it knows. An utterance that lacks all of
     them is a node of zeros: what it is given comes from its neighbours in the graph.
 
+    With both windows 0 there is no edge: the same layers with the same parameters read every utterance as a dialogue of
+    its own, so that the ablation takes away what the graph brings and nothing else.
+
     Shapes:
         result: logits ``[B, T, num_classes]``, 0 where padded.
 
     Args:
         fusion: The generators; its discriminators rest.
         classifier: The last layers, as wide as the fused features.
-        party_blocks: Depth of each modality's `PartyGraph`; 0 leaves these graphs out.
+        speaker_layers: Depth of each modality's `SpeakerEncoder`; 0 leaves them out.
         dropout: Of these graphs.
     """
 
@@ -484,21 +567,48 @@ class GANFFN(nn.Module):
         self,
         fusion: AdversarialFusion,
         classifier: GraphEmotionClassifier,
-        party_blocks: int = 2,
+        speaker_layers: int = 2,
         dropout: float = 0.4,
     ):
         super().__init__()
         self.fusion = fusion
         self.classifier = classifier
-        self.graphs = nn.ModuleDict(
-            {m: PartyGraph(fusion.fused_channels, party_blocks, dropout) for m in fusion.generators if party_blocks}
+        self.edges = any(classifier.window)
+        self.speaker_encoders = nn.ModuleDict(
+            {
+                m: SpeakerEncoder(fusion.fused_channels, speaker_layers, dropout)
+                for m in fusion.generators
+                if speaker_layers
+            }
         )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits; see the class."""
+        if not self.edges:
+            return padded(self.classify(batch.isolated()).squeeze(1), batch.mask)
+        return self.classify(batch)
+
+    def classify(self, batch: Batch) -> Tensor:
+        """Logits of the dialogues as they are given."""
         fused = self.fusion(batch)
-        nodes = {m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.graphs.items()} or fused
+        nodes = {
+            m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.speaker_encoders.items()
+        } or fused
         has = {m: batch.has(m).unsqueeze(-1) for m in nodes}
         total = sum(x.masked_fill(~has[m], 0) for m, x in nodes.items())
         scale = len(nodes) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing
         return self.classifier(total * scale, batch.mask, batch.speakers)
+
+
+LABEL_SMOOTHING = 0.1
+
+
+def emotion_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, focal: float = 0.0) -> Tensor:
+    """Cross entropy of ``logits [N, C]``, weighted by class and by how wrong the utterance still is.
+
+    The second weight is ``(1 - p)**focal`` of the label's probability p (focal loss, arXiv 1708.02002, equation 4).
+    """
+    each = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=LABEL_SMOOTHING)
+    if focal:
+        each = each * (1 - logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)) ** focal
+    return each.sum() / (len(labels) if weight is None else weight[labels].sum())

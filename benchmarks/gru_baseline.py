@@ -28,7 +28,7 @@ from torch_geometric import seed_everything
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from dataloader import Batch, Corpus, Dialogue, Standardiser, batches, carve_validation, cross_validation
+from dataloader import Batch, Corpus, Dialogue, Standardiser, batches, cross_validation, hold_out_validation
 from files import InputError, TrainingError
 from train_IEMOCAP import (
     CLIP_GRADIENT,
@@ -36,12 +36,12 @@ from train_IEMOCAP import (
     HelpFormatter,
     Parser,
     choose_device,
+    evaluate,
     finite,
     fold_choice,
     load_corpus,
     modality_list,
     number,
-    predict,
     progress,
     seed_list,
 )
@@ -119,7 +119,7 @@ def run_seed(args: argparse.Namespace, corpora: Sequence[Corpus], seed: int) -> 
     epochs, scores = [], []
     for part in corpora:
         seed_everything(seed)
-        corpus = carve_validation(part, args.valid, seed)
+        corpus = hold_out_validation(part, args.valid, seed)
         standardise = Standardiser.fit(corpus.split("train"))
         data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
         network = GRUBaseline(
@@ -161,7 +161,7 @@ def train(network: GRUBaseline, data: Mapping[str, Sequence[Dialogue]], args: ar
 
 def weighted_f1(network: GRUBaseline, dialogues: Sequence[Dialogue], args: argparse.Namespace) -> float:
     """Weighted F1 over the utterances of these dialogues, in percent."""
-    labels, probabilities = predict(network, dialogues, args)
+    labels, probabilities = evaluate(network, dialogues, args)
     return utils.score(labels, probabilities, range(probabilities.shape[1]))["weighted_f1"]
 
 

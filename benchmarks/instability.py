@@ -37,20 +37,20 @@ from torch_geometric import seed_everything
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataloader import Corpus, Dialogue, Standardiser, batches, carve_validation, collate
+from dataloader import Corpus, Dialogue, Standardiser, batches, collate, hold_out_validation
 from files import InputError, TrainingError
 from model import AdversarialFusion
 from train_IEMOCAP import (
-    DISCRIMINATOR_SPEED,
-    REFERENCE_DISCRIMINATOR_SPEED,
+    DISCRIMINATOR_LR_RATIO,
+    REFERENCE_DISCRIMINATOR_LR_RATIO,
     HelpFormatter,
     Parser,
-    fuse,
+    adversarial_step,
+    extract_fused,
     load_corpus,
     loss_weights,
     number,
     optimizer_of_discriminators,
-    play,
     seed_list,
 )
 
@@ -60,7 +60,7 @@ class Game:
     """How stage 1 is played; as it stands here, as the reference does."""
 
     padding: bool = True  # whether padded positions count as utterances
-    speed: float = REFERENCE_DISCRIMINATOR_SPEED  # learning rate of discriminators over that of generators
+    speed: float = REFERENCE_DISCRIMINATOR_LR_RATIO  # learning rate of discriminators over that of generators
     relativistic: bool = False  # R3GAN's loss with R1 and R2 instead of binary cross entropy
     tied: float = 0.0  # weight of reconstruction, and of matching beside the game
     adversary: float = 1.0  # weight of the game and of matching
@@ -69,10 +69,12 @@ class Game:
 ROWS = {
     "as the reference": Game(),
     "+ padding masked": Game(padding=False),
-    "+ faster discriminators": Game(padding=False, speed=DISCRIMINATOR_SPEED),
-    "+ relativistic, R1 and R2": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True),
-    "+ matching, reconstruction": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True, tied=1.0),
-    "+ a tenth of the game": Game(padding=False, speed=DISCRIMINATOR_SPEED, relativistic=True, tied=1.0, adversary=0.1),
+    "+ faster discriminators": Game(padding=False, speed=DISCRIMINATOR_LR_RATIO),
+    "+ relativistic, R1 and R2": Game(padding=False, speed=DISCRIMINATOR_LR_RATIO, relativistic=True),
+    "+ matching, reconstruction": Game(padding=False, speed=DISCRIMINATOR_LR_RATIO, relativistic=True, tied=1.0),
+    "+ a tenth of the game": Game(
+        padding=False, speed=DISCRIMINATOR_LR_RATIO, relativistic=True, tied=1.0, adversary=0.1
+    ),
 }
 
 
@@ -91,7 +93,9 @@ def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], args: argpa
             # The generators read padding too, else what they made of it would be the zeros of the real side.
             if game.padding:
                 batch = replace(batch, mask=torch.ones_like(batch.mask))
-            play(fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, f"epoch {epoch}")
+            adversarial_step(
+                fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, f"epoch {epoch}"
+            )
     return fusion.eval()
 
 
@@ -114,7 +118,7 @@ def look(
         kept.append((nearest == torch.arange(len(nearest), device=args.device)).double().mean().item())
     generators = [terms["adversarial"].item() for terms in fusion.generator_losses(batch, whole).values()]
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    probe.fit(np.hstack(list(fuse(fusion, train, args).values())), np.concatenate([d.labels for d in train]))
+    probe.fit(np.hstack(list(extract_fused(fusion, train, args).values())), np.concatenate([d.labels for d in train]))
     predicted = probe.predict(torch.cat(list(fused.values()), dim=-1).cpu().numpy())
     return {
         "D wins most, %": 100 * max(wins),
@@ -144,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines, status = [], 0
     try:
         corpus = load_corpus(args)
-        parts = [carve_validation(corpus, 0.2, seed) for seed in args.seeds]
+        parts = [hold_out_validation(corpus, 0.2, seed) for seed in args.seeds]
         for name, game in ROWS.items():
             figures = []
             for seed, part in zip(args.seeds, parts, strict=True):

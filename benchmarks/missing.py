@@ -35,13 +35,13 @@ from train_IEMOCAP import (
     Parser,
     build_network,
     choose_device,
+    evaluate,
     load_corpus,
     load_standardiser,
     load_weights,
     modality_shares,
     number,
     parse_args,
-    predict,
     run_seed,
     seed_list,
     shape_of,
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, corpus: Corpus, shares: Sequence[float]) -> li
     rows = []
     for modality in corpus.dims:
         for share in shares:
-            predicted = predict(network, without(test, modality, share, args.seed), args)
+            predicted = evaluate(network, without(test, modality, share, args.seed), args)
             f1 = utils.score(*predicted, corpus.label_names)["weighted_f1"]
             rows.append({"seed": args.seed, "modality": modality, "missing": share, "weighted_f1": f1})
     return rows

@@ -1,9 +1,9 @@
 """What extract takes from the rest of the project, named in this one place."""
 
 from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus
-from feature_files import MELD_LABELS, read
-from feature_stream import media_digest, stream_container
-from feature_writing import sha256_of, write_nine_tuple
+from feature_files import media_digest, read, stream_container, write_nine_tuple
+from feature_files.checks import MELD_LABELS
+from feature_files.container import sha256_of
 from files import InputError, WriteError, replacing
 
 __all__ = [

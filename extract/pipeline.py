@@ -221,7 +221,7 @@ def for_run(
                     "the run was trained with"
                 )
     run(listing, settings, out, cache=cache, device=device, opened=chosen, **options)
-    corpus = read(out, missing="mask", required=())
+    corpus = read(out, missing="mask", needs=())
     lost = {m: width for m, width in (dims or {}).items() if m not in corpus.dims}
     rows_of = {
         i: replace(d, features={**d.features, **{m: np.full((len(d), w), np.nan, np.float32) for m, w in lost.items()}})
@@ -412,8 +412,8 @@ def _compute(
     summary.computed[modality] = len(missing)
     if not missing:
         return
-    started = time.perf_counter()
     encode = encoder.load()
+    started = time.perf_counter()
     plan = list(batches(missing, batch_size, ROOM[modality]))
     decoded = _decoded(modality, encoder, plan, pool)
     with tqdm(total=len(tasks), initial=len(known), desc=modality, unit=" utterances", smoothing=0.05) as bar:
@@ -569,6 +569,6 @@ def _nine_tuple(
     between = out.with_name(f".{out.name}.{os.getpid()}.tmp.safetensors")
     try:
         stream_container(between, about, labels, blocks, finite=whole)
-        write_nine_tuple(read(between, missing="mask", required=()), out)
+        write_nine_tuple(read(between, missing="mask", needs=()), out)
     finally:
         between.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from dataloader import IGNORE_LABEL, Standardiser, batches, carve_validation, collate, session_of
+from dataloader import IGNORE_LABEL, Standardiser, batches, collate, hold_out_validation, session_of
 from files import InputError
 from synthetic import IEMOCAP_COUNTS, synthetic_corpus
 
@@ -21,7 +21,7 @@ def corpus():
 
 
 def test_validation_is_carved_from_train_alone_and_balanced_over_sessions(corpus):
-    carved = carve_validation(corpus, 0.2, seed=3)
+    carved = hold_out_validation(corpus, 0.2, seed=3)
     train, valid = set(carved.splits["train"]), set(carved.splits["valid"])
     assert train | valid == set(corpus.splits["train"])
     assert not train & valid
@@ -31,22 +31,22 @@ def test_validation_is_carved_from_train_alone_and_balanced_over_sessions(corpus
 
 def test_validation_depends_on_the_seed_and_on_nothing_else(corpus):
     shuffled = replace(corpus, splits={**corpus.splits, "train": corpus.splits["train"][::-1]})
-    first, again = carve_validation(corpus, 0.2, seed=3), carve_validation(shuffled, 0.2, seed=3)
+    first, again = hold_out_validation(corpus, 0.2, seed=3), hold_out_validation(shuffled, 0.2, seed=3)
     assert set(first.splits["valid"]) == set(again.splits["valid"])
-    assert len({carve_validation(corpus, 0.2, seed=s).splits["valid"] for s in range(5)}) > 1
+    assert len({hold_out_validation(corpus, 0.2, seed=s).splits["valid"] for s in range(5)}) > 1
 
 
 def test_a_shipped_validation_split_is_kept(corpus):
     shipped = replace(
         corpus, splits={**corpus.splits, "train": corpus.splits["train"][1:], "valid": corpus.splits["train"][:1]}
     )
-    assert carve_validation(shipped, 0.5, seed=0).splits == shipped.splits
+    assert hold_out_validation(shipped, 0.5, seed=0).splits == shipped.splits
 
 
 def test_too_few_dialogues_to_validate_are_refused(corpus):
     one = replace(corpus, splits={**corpus.splits, "train": corpus.splits["train"][:1]})
     with pytest.raises(InputError, match="too few"):
-        carve_validation(one, 0.1, seed=0)
+        hold_out_validation(one, 0.1, seed=0)
 
 
 def test_standardisation_knows_the_training_dialogues_only(corpus):

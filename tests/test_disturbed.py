@@ -21,27 +21,27 @@ def batch():
 
 
 def test_noise_is_as_strong_as_told_and_stays_out_of_the_padding(batch):
-    noisy = batch.blur(0.5)
+    noisy = batch.add_noise(0.5)
     for m, x in batch.features.items():
         added = noisy.features[m] - x
         assert added[batch.mask].std().item() == pytest.approx(0.5, rel=0.1)
         assert not added[~batch.mask].any()
-    assert batch.blur(0) is batch
+    assert batch.add_noise(0) is batch
 
 
 def test_left_out_utterances_are_as_padding_and_no_dialogue_vanishes(batch):
-    thin = batch.thin(0.5)
+    thin = batch.drop_utterances(0.5)
     gone = batch.mask & ~thin.mask
     assert 0.3 < (gone.sum() / batch.mask.sum()).item() < 0.7
     assert (thin.labels[gone] == IGNORE_LABEL).all()
     assert not any(x[gone].any() for x in thin.features.values())
     assert torch.equal(thin.labels[thin.mask], batch.labels[thin.mask])
-    assert batch.thin(0.99).mask.any(1).all()
-    assert batch.thin(0) is batch
+    assert batch.drop_utterances(0.99).mask.any(1).all()
+    assert batch.drop_utterances(0) is batch
 
 
 def test_missing_modalities_stay_missing_under_noise_and_thinning(batch):
-    disturbed = batch.hide({"text": 0.5}).blur(0.5).thin(0.3)
+    disturbed = batch.drop_modality({"text": 0.5}).add_noise(0.5).drop_utterances(0.3)
     lacking = ~disturbed.has("text")
     assert not disturbed.features["text"][lacking].any()
     assert not (disturbed.has("text") & ~disturbed.mask).any()
@@ -62,7 +62,7 @@ def test_focal_loss_weighs_the_utterance_by_what_is_missing():
 def test_a_session_s_shares_of_emotions_are_accounted_for_against_those_of_all():
     corpus = synthetic_corpus(train=12, test=1, mean_length=30, dims=DIMS)
     dialogues = corpus.split("train")
-    shifts = train_IEMOCAP.label_shifts(dialogues, 6)
+    shifts = train_IEMOCAP.session_logit_adjustment(dialogues, 6)
 
     def log_shares(some):
         counts = sum(torch.from_numpy(d.labels).bincount(minlength=6) for d in some)
@@ -78,7 +78,7 @@ def test_a_session_s_shares_of_emotions_are_accounted_for_against_those_of_all()
 def test_without_sessions_in_the_ids_there_is_nothing_to_account_for():
     dialogues = synthetic_corpus(train=6, test=1, mean_length=12, dims=DIMS).split("train")
     nameless = [replace(d, id=f"dialogue{i}") for i, d in enumerate(dialogues)]
-    assert not any(shift.any() for shift in train_IEMOCAP.label_shifts(nameless, 6).values())
+    assert not any(shift.any() for shift in train_IEMOCAP.session_logit_adjustment(nameless, 6).values())
 
 
 def test_the_game_of_the_reference_is_binary_cross_entropy(batch):

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import download
 import feature_files
+from feature_files import download
 from files import InputError
 
 CONTENT = bytes(range(256)) * 1000

@@ -14,7 +14,7 @@ from extract.encoders import PRESETS, Settings, encoders
 from extract.listing import Utterance
 from extract.media import sound
 from extract.pipeline import _turns
-from feature_writing import sha256_of
+from feature_files.container import sha256_of
 from files import InputError
 
 hf = pytest.importorskip("transformers", reason="pip install -r requirements-extract.txt")
@@ -174,7 +174,7 @@ def test_no_such_encoder_is_one_line(tmp_path, monkeypatch, settings, line):
 def test_a_model_folder_that_is_damaged_is_one_line(tmp_path):
     folder = tiny("bert", tmp_path / "bert")
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(InputError, match="--text: .* cannot be loaded") as caught:
+    with pytest.raises(InputError, match=r"--text: .* cannot be loaded") as caught:
         opened(text=f"transformers:{folder}")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="--layers: '2-9': give all, last, or layers such as 6-12; there are 1-3"):

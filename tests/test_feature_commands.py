@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,12 +14,16 @@ from feature_content import LENGTHS, make_nine, refusal
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-import download
 import feature_files
 from dataloader import IEMOCAP_LABELS
+from feature_files import download
+from feature_files.checks import LAYOUTS
+from feature_files.container import open_container
 from files import InputError
 
 IDS = list(LENGTHS)
+ROOT = Path(feature_files.__file__).parent.parent
+TEXT = {"capture_output": True, "text": True}
 
 
 def inspect(path, capsys):
@@ -41,7 +46,7 @@ def test_inspect_says_what_a_file_is(save, capsys):
     nine = make_nine()
     path = save(tuple(nine))
     report = inspect(path, capsys)
-    assert report["layout"] == 2
+    assert (report["layout"], report["layout_name"], report["provenance"]) == (2, "nine-tuple", {})
     assert report["modalities"] == {"text": 5, "visual": 3, "acoustic": 4}
     assert report["dialogues"] == {"train": 2, "test": 1}
     assert report["utterances"] == {"train": 4, "test": 4}
@@ -57,7 +62,7 @@ def test_inspect_says_what_a_file_is(save, capsys):
     assert report["ranges"]["acoustic"]["max"] == pytest.approx(values.max())
     assert feature_files.main(["inspect", str(path)]) == 0
     shown = capsys.readouterr().out
-    for piece in ("acoustic 4", "frustrated", report["sha256"], "warning"):
+    for piece in ("2, nine-tuple", "acoustic 4", "frustrated", report["sha256"], "warning"):
         assert piece in shown
 
 
@@ -151,7 +156,7 @@ def test_convert_loses_nothing_and_goes_back(save, tmp_path, capsys):
     assert report["class_counts"] == inspect(path, capsys)["class_counts"]
 
 
-def test_convert_keeps_choices_splits_and_provenance(save, tmp_path):
+def test_convert_keeps_choices_splits_and_provenance(save, tmp_path, capsys):
     meld = make_nine({0: 3, 1: 1, 2: 4}, classes=7)
     sentiment = {i: [k % 3 for k in range(len(row))] for i, row in meld[2].items()}
     content = [meld[1], meld[2], sentiment, *(meld[3:4] * 4), meld[6], [0], [1], [2]]
@@ -167,6 +172,68 @@ def test_convert_keeps_choices_splits_and_provenance(save, tmp_path):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert about["provenance"]["from"] == [{"file": "features.pkl", "sha256": digest}]
     assert about["provenance"]["text_layers"] == "concat"
+    assert feature_files.provenance(ours) == about["provenance"] and feature_files.provenance(path) == {}
+    assert feature_files.inspect(ours)["provenance"] == about["provenance"]
+    assert feature_files.main(["inspect", str(ours)]) == 0
+    assert digest in capsys.readouterr().out
+
+
+def test_inspect_looks_past_what_may_be_missing(save, capsys):
+    nine = make_nine()
+    nine[4][IDS[0]][1] = np.nan
+    del nine[5][IDS[1]]
+    path = str(save(nine))
+    assert "no features" in "".join(inspect(path, capsys)["warnings"])
+    assert feature_files.main(["inspect", path, "--json", "--missing", "mask"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["utterances"] == {"train": 4, "test": 4}
+    assert "acoustic: 1 of 4 utterances lack it in train" in report["warnings"]
+    assert not any("--missing" in line for line in report["warnings"])
+
+
+@pytest.mark.parametrize("beside", [None, ".labels.txt", ".labels.json"])
+def test_names_of_classes_are_given(save, tmp_path, capsys, beside):
+    nine = make_nine({"a": 3, "b": 2}, classes=3)
+    nine[7], nine[8] = ["a"], ["b"]
+    path, ours, names = save(nine), tmp_path / "a.safetensors", ["calm", "cross", "très gai"]
+    flags = [] if beside else ["--label-names", "calm, cross,très gai"]
+    if beside:
+        text = json.dumps(names) if beside.endswith("json") else "\n".join(names) + "\n"
+        path.with_name(path.name + beside).write_text(text, encoding="utf-8")
+    assert feature_files.main(["inspect", str(path), "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["label_names"] == names
+    assert feature_files.main(["convert", str(path), str(ours), *flags]) == 0
+    assert feature_files.read(ours).label_names == tuple(names)
+    # What is asked for goes before what lies beside.
+    assert feature_files.read(path, label_names=["x", "y", "z"]).label_names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("wrong", ["a,b", "a,b,c,d", "", "a,,c", "a,a,c"])
+def test_wrong_names_of_classes_are_one_line(save, capsys, wrong):
+    nine = make_nine({"a": 3, "b": 2}, classes=3)
+    nine[7], nine[8] = ["a"], ["b"]
+    path = save(nine)
+    assert feature_files.main(["inspect", str(path), "--label-names", wrong]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and str(path) in shown and "--label-names" in shown
+    path.with_name("features.pkl.labels.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match=r"labels\.json"):
+        feature_files.read(path)
+
+
+def test_a_known_set_may_be_named_by_all_its_classes_or_those_there_are(save):
+    path = save(make_nine(classes=4))  # of IEMOCAP's ids
+    for count in (4, 6):
+        assert feature_files.read(path, label_names=list("abcdef"[:count])).num_classes == count
+    assert "5 names for 4 classes" in refusal(path, label_names="a,b,c,d,e")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from feature_files import __main__ as m; m.build_parser(); "
+        "assert not {'numpy', 'torch', 'matplotlib', 'sklearn'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_container_is_mapped_and_not_loaded(save, tmp_path):
@@ -186,7 +253,7 @@ def test_container_is_mapped_and_not_loaded(save, tmp_path):
     ours.write_bytes(before[:at] + b"\xff" * 12 + before[at + 12 :])
     same(corpus.select_modalities(["acoustic"]), feature_files.read(ours).select_modalities(["acoustic"]))
     with pytest.raises(InputError, match="visual: its checksum"):
-        feature_files.open_container(ours, verify=True)
+        open_container(ours, verify=True)
 
 
 def test_missing_rows_survive_conversion_and_are_refused_without_mask(save, tmp_path):
@@ -342,13 +409,19 @@ def test_errors_are_one_line_and_exit_status_2(save, tmp_path, capsys):
 
 
 def test_as_a_script(tmp_path):
-    arguments = [sys.executable, Path(feature_files.__file__), "inspect", "absent.pkl"]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    arguments = [sys.executable, "-m", "feature_files", "inspect", "absent.pkl"]
+    done = subprocess.run(arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, **TEXT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent.pkl" in done.stderr
 
 
+def test_the_readme_lists_the_layouts():
+    readme = (ROOT / "IEMOCAP_features" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| `([\w-]+)` \|", readme, re.MULTILINE)
+    assert {name: int(number) for number, name in rows} == LAYOUTS
+
+
 def test_the_examples_of_the_readme_write_files_that_are_read(tmp_path, monkeypatch):
-    readme = (Path(feature_files.__file__).parent / "IEMOCAP_features" / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "IEMOCAP_features" / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(examples) == 2
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@ from feature_content import LENGTHS, make_nine, refusal
 
 import feature_files
 from dataloader import IEMOCAP_LABELS
+from files import InputError
 
 IDS = list(LENGTHS)
 MELD = {0: 3, 1: 1, 2: 4, 3: 2}  # integer ids
@@ -358,7 +359,7 @@ def test_layout_13_dag_erc(save, tmp_path):
 
 def refusal_of(folder):
     """The line about a file inside a folder."""
-    with pytest.raises(feature_files.InputError) as caught:
+    with pytest.raises(InputError) as caught:
         feature_files.read(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)

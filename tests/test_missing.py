@@ -74,7 +74,7 @@ def batch(corpus):
 
 def heard(network, batch):
     """What the text of each utterance has come to before modalities are summed, ``[B, T, d]``."""
-    return network.graphs["text"](network.fusion(batch)["text"], batch.has("text"), batch.speakers)
+    return network.speaker_encoders["text"](network.fusion(batch)["text"], batch.has("text"), batch.speakers)
 
 
 def filled(batch, value):
@@ -107,10 +107,10 @@ def test_rows_of_nan_are_marked_and_zeroed(corpus, batch):
     assert all(x.isfinite().all() for x in batch.features.values())
     for i, dialogue in enumerate(holes):
         for m, x in dialogue.features.items():
-            assert batch.present[m][i, : len(dialogue)].tolist() == (~np.isnan(x).all(1)).tolist()
-            assert not batch.present[m][i, len(dialogue) :].any()
-    assert not any(x[~batch.present[m]].any() for m, x in batch.features.items())
-    assert collate(corpus.split("train")).present == {}
+            assert batch.modality_mask[m][i, : len(dialogue)].tolist() == (~np.isnan(x).all(1)).tolist()
+            assert not batch.modality_mask[m][i, len(dialogue) :].any()
+    assert not any(x[~batch.modality_mask[m]].any() for m, x in batch.features.items())
+    assert collate(corpus.split("train")).modality_mask == {}
 
 
 def test_statistics_are_those_of_the_rows_there_are(corpus):
@@ -137,19 +137,19 @@ def test_a_missing_modality_changes_as_much_as_not_having_it(network, corpus):
     network.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     network(text)
     assert torch.allclose(seen[0], 3 * heard(network, text))
-    nothing = replace(text, present={m: torch.zeros_like(text.mask) for m in DIMS})
+    nothing = replace(text, modality_mask={m: torch.zeros_like(text.mask) for m in DIMS})
     assert network(nothing).isfinite().all() and not seen[1].any()
 
 
 def test_a_party_hears_nothing_at_its_missing_turns(network, batch):
     """The text of other utterances is as if the utterances that lack it were not there."""
-    one = replace(batch, present={**batch.present, "text": batch.mask.clone()})
-    one.present["text"][:, 3] = False
+    one = replace(batch, modality_mask={**batch.modality_mask, "text": batch.mask.clone()})
+    one.modality_mask["text"][:, 3] = False
     rest = [k for k in range(batch.mask.shape[1]) if k != 3]
     cut = replace(
         one,
         features={m: x[:, rest] for m, x in one.features.items()},
-        present={m: x[:, rest] for m, x in one.present.items()},
+        modality_mask={m: x[:, rest] for m, x in one.modality_mask.items()},
         **{name: getattr(one, name)[:, rest] for name in ("mask", "speakers", "labels")},
     )
     with_it, without = (heard(network, b) for b in (one, cut))
@@ -158,26 +158,26 @@ def test_a_party_hears_nothing_at_its_missing_turns(network, batch):
 
 def test_losses_are_finite_where_no_utterance_has_two_modalities(network, batch):
     turn = torch.arange(batch.mask.shape[1]) % 3
-    apart = replace(batch, present={m: batch.mask & (turn == k) for k, m in enumerate(DIMS)})
+    apart = replace(batch, modality_mask={m: batch.mask & (turn == k) for k, m in enumerate(DIMS)})
     assert all(x.isfinite().all() for x in stage_1(network, apart))
 
 
 def test_hiding_hides_as_often_as_told_and_never_all(corpus):
     torch.manual_seed(0)
     batch = collate(corpus.split("train") * 20)
-    hidden = batch.hide({"text": 0.3, "visual": 0.6})
+    hidden = batch.drop_modality({"text": 0.3, "visual": 0.6})
     count = batch.mask.sum()
     assert (hidden.has("text").sum() / count).item() == pytest.approx(0.7, abs=0.03)
     assert (hidden.has("visual").sum() / count).item() == pytest.approx(0.4, abs=0.03)
     assert torch.equal(hidden.has("acoustic"), batch.mask)
     assert not any(x[~hidden.has(m)].any() for m, x in hidden.features.items())
-    most = batch.hide(dict.fromkeys(DIMS, 0.99))
+    most = batch.drop_modality(dict.fromkeys(DIMS, 0.99))
     assert torch.equal(torch.stack([most.has(m) for m in DIMS]).any(0), batch.mask)
     assert not (torch.stack([most.has(m) for m in DIMS]).all(0)).any()
 
 
 def test_hiding_keeps_holes_and_shows_no_padding(batch):
-    hidden = batch.hide({"text": 0.9, "visual": 0.9, "acoustic": 0.9})
+    hidden = batch.drop_modality({"text": 0.9, "visual": 0.9, "acoustic": 0.9})
     assert all((hidden.has(m) <= batch.has(m)).all() for m in DIMS)
     some = torch.stack([batch.has(m) for m in DIMS]).any(0)
     assert torch.equal(torch.stack([hidden.has(m) for m in DIMS]).any(0), some)
@@ -194,9 +194,9 @@ def test_training_sees_no_hidden_row_and_scoring_hides_nothing(files, tmp_path, 
     monkeypatch.setattr(AdversarialFusion, "forward", watch)
     flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "run"), *QUICK]
     assert train_IEMOCAP.main([*flags, "--drop-modality", "visual:0.5", "--drop-modality", "text:0.2"]) == 0
-    assert all(not b.present["visual"][b.mask].all() for b in seen[True])
+    assert all(not b.modality_mask["visual"][b.mask].all() for b in seen[True])
     assert all(not x[~b.has(m)].any() for b in seen[True] for m, x in b.features.items())
-    assert seen[False] and not any(b.present for b in seen[False])
+    assert seen[False] and not any(b.modality_mask for b in seen[False])
     flags = json.loads((tmp_path / "run" / "config.json").read_text())["flags"]
     assert flags["drop_modality"] == {"visual": 0.5, "text": 0.2}
 

@@ -9,7 +9,7 @@ from model import (
     GANFFN,
     AdversarialFusion,
     GraphEmotionClassifier,
-    PartyGraph,
+    SpeakerEncoder,
     dialogue_edges,
     gated_recurrence,
     speaker_relative,
@@ -106,7 +106,7 @@ def test_each_half_of_the_game_moves_its_own_players_only(network, dialogues):
 def test_the_task_reaches_every_weight_but_those_of_the_game(network, dialogues):
     batch = collate(dialogues)
     network(batch)[batch.mask].square().sum().backward()
-    trained = [*network.fusion.generators.named_parameters(), *network.graphs.named_parameters()]
+    trained = [*network.fusion.generators.named_parameters(), *network.speaker_encoders.named_parameters()]
     trained += network.classifier.named_parameters()
     without = [name for name, p in trained if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
@@ -151,17 +151,17 @@ def test_without_a_window_there_is_no_graph_and_other_flags_change_the_network()
 
 
 @pytest.mark.parametrize(
-    ("window", "party_blocks", "hearing"),
+    ("window", "speaker_layers", "hearing"),
     [(0, 0, [4]), (1, 0, [2, 3, 4, 5, 6]), (0, 1, list(range(9)))],  # two convolutions: twice the window
     ids=["no graph", "windows", "parties"],
 )
-def test_an_utterance_is_heard_along_edges_only(window, party_blocks, hearing):
+def test_an_utterance_is_heard_along_edges_only(window, speaker_layers, hearing):
     torch.manual_seed(0)
     fused = {m: torch.randn(1, 9, 16) for m in DIMS}
     fusion = AdversarialFusion(DIMS, fused_channels=16)
     fusion.forward = lambda batch: fused
     classifier = GraphEmotionClassifier(16, 6, 2, window_past=window, window_future=window)
-    network = GANFFN(fusion, classifier, party_blocks).eval()
+    network = GANFFN(fusion, classifier, speaker_layers).eval()
     mask, speakers = torch.ones(1, 9, dtype=torch.bool), torch.arange(9).view(1, 9) % 2
     batch = Batch(("a",), fused, mask, speakers, torch.zeros(1, 9, dtype=torch.long))
     before = network(batch)[0]
@@ -178,7 +178,7 @@ def test_more_speakers_than_the_network_knows_and_single_utterances_pass(network
 
 
 def test_a_long_dialogue_keeps_states_and_gradients_finite():
-    graph = PartyGraph(8, blocks=2, dropout=0.4)
+    graph = SpeakerEncoder(8, blocks=2, dropout=0.4)
     x = torch.randn(1, 500, 8, requires_grad=True)
     out = graph(x, torch.ones(1, 500, dtype=torch.bool), torch.zeros(1, 500, dtype=torch.long))
     out.square().sum().backward()

@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import pytest
 
-import safe_pickle
+from feature_files import safe_pickle
 from files import InputError
 
 

@@ -1,4 +1,4 @@
-"""Writing a container of layout 14 that is larger than memory, and joining the parts that several machines wrote.
+"""Writing a container that is larger than memory, and joining the parts that several machines wrote.
 
 Shapes use N utterances of all dialogues and d features.
 """
@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dataloader import MODALITIES
-from feature_checks import Parts
-from feature_writing import COLUMNS, FORMAT, open_container
+from feature_files.checks import Parts
+from feature_files.container import COLUMNS, FORMAT, open_container
 from files import InputError, replacing
 
 BLOCK = 2**12  # utterances that are copied at a time when parts are joined
@@ -30,7 +30,7 @@ def stream_container(
     finite: bool,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write layout 14 block by block; the same bytes as `feature_writing.write_container` writes.
+    """Write a container block by block; the same bytes as `container.write_container` writes.
 
     The header, whose length is known beforehand, is written twice: the second time with the tensors' checksums.
 

@@ -1,4 +1,4 @@
-"""Writing a corpus: the field's 9-tuple, and our own container of layout 14, which is opened rather than read.
+"""Our own container, the layout ``gan-ffn``, which is opened rather than read.
 
 A container is a safetensors file: one tensor a modality ``[N, d]`` and the ``labels`` ``[N]``, where N utterances of
 all dialogues follow one another, and in its metadata a JSON of everything that is no number. safetensors is a header
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dataloader import MODALITIES, Corpus
-from feature_checks import Parts
+from feature_files.checks import Parts
 from files import InputError, replacing
 
 FORMAT = "gan-ffn-features-1"
@@ -28,56 +27,8 @@ DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I32": np.int
 COLUMNS = ("speakers", "sentences", "utterances")
 
 
-class _OldPathPickler(pickle._Pickler):
-    """A pickler that names NumPy's array function as NumPy 1 does, which NumPy 2 reads as well."""
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        if getattr(obj, "__name__", "") == "_reconstruct":
-            self.write(b"cnumpy.core.multiarray\n_reconstruct\n")
-            self.memoize(obj)
-        else:
-            super().save_global(obj, name)
-
-    dispatch: ClassVar = {**pickle._Pickler.dispatch, type(np.array): save_global}
-
-
-def write_nine_tuple(corpus: Corpus, path: str | Path) -> None:
-    """Write a corpus as the 9-tuple that the field's own loaders read.
-
-    The layout has no third split: a ``valid`` split is written into train, after it. Modalities the corpus lacks are
-    arrays ``[n, 0]``. Names of classes are lost.
-
-    Args:
-        corpus: What to write.
-        path: The file, replaced whole or not at all.
-
-    Raises:
-        InputError: If the file cannot be written.
-    """
-    dialogues = corpus.dialogues.values()
-
-    def features(modality: str) -> dict[str, np.ndarray]:
-        return {
-            d.id: np.array(d.features.get(modality, np.zeros((len(d), 0))), np.float32, order="C") for d in dialogues
-        }
-
-    content = (
-        {d.id: list(d.utterances) for d in dialogues},
-        {d.id: list(d.speakers) for d in dialogues},
-        {d.id: np.asarray(d.labels).tolist() for d in dialogues},
-        features("text"),
-        features("acoustic"),
-        features("visual"),
-        {d.id: list(d.sentences) for d in dialogues},
-        [*corpus.splits.get("train", ()), *corpus.splits.get("valid", ())],
-        list(corpus.splits.get("test", ())),
-    )
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        _OldPathPickler(stream, protocol=3).dump(content)
-
-
 def write_container(corpus: Corpus, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
-    """Write a corpus as layout 14, with nothing lost.
+    """Write a corpus as our container, with nothing lost.
 
     Args:
         corpus: What to write.
@@ -173,7 +124,7 @@ def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
     bounds = list(zip(lengths, [0, *ends[:-1]], ends, strict=True))
     by_dialogue = {name: {i: x[a:b] for i, a, b in bounds} for name, x in (tensors | columns).items()}
     parts = Parts(
-        layout=14,
+        layout="gan-ffn",
         labels=by_dialogue["labels"],
         speakers=by_dialogue["speakers"],
         features={m: by_dialogue[m] for m in MODALITIES if m in tensors},
@@ -182,7 +133,7 @@ def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
         utterances=by_dialogue["utterances"],
         label_names=names,
         finite=about.get("finite") is True and entries.keys() <= sums.keys(),
-        provenance=about["provenance"] if isinstance(about.get("provenance"), dict) else {},
+        provenance=about.get("provenance") if isinstance(about.get("provenance"), dict) else {},
     )
     digest = hashlib.sha256(header).hexdigest() if entries.keys() <= sums.keys() else sha256_of(path)
     return parts, path.stat().st_size, digest

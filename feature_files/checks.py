@@ -16,6 +16,27 @@ import numpy as np
 from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus, Dialogue, session_of
 from files import InputError
 
+# The layouts that are read, by name, and their numbers in the table of ``IEMOCAP_features/README.md``.
+LAYOUTS = {
+    "iemocap-9": 1,
+    "nine-tuple": 2,
+    "meld-9": 3,
+    "mmgcn-iemocap": 4,
+    "mmgcn-meld": 5,
+    "cosmic": 6,
+    "m3net": 7,
+    "sdt": 8,
+    "multiemo": 9,
+    "cogmen": 10,
+    "gcnet": 11,
+    "merbench": 12,
+    "dag-erc": 13,
+    "gan-ffn": 14,
+}
+README = "IEMOCAP_features/README.md for those that are"  # how a message on an unknown layout ends
+
+MELD_LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+MELD_SENTIMENTS = ("neutral", "positive", "negative")
 SENTIMENT_LABELS = ("negative", "positive")
 MOST_CLASSES = 7  # of any set known; a larger label with gaps beneath it is a mistake, not a class
 LONGEST_ID = 500  # characters
@@ -31,7 +52,7 @@ class Parts:
     """The fields a layout's function found, by name and not yet checked.
 
     Attributes:
-        layout: Its number in the table of ``IEMOCAP_features/README.md``.
+        layout: Its name, one of `LAYOUTS`.
         labels: Dialogue id to n classes. Its keys are the dialogues.
         speakers: Dialogue id to n speakers: names, numbers, or one-hot rows. None where the layout has none.
         features: Modality to dialogue id to n rows; a list of such tables where there are several layers of text.
@@ -41,10 +62,10 @@ class Parts:
         label_names: The classes, where the layout is known to be of one set.
         sentiment: Labels of the other target, where there are any; 0 neutral, 1 positive, 2 negative.
         finite: Whether the features are known to be without NaN and infinity, so that they need not be read to see.
-        provenance: Where the file says it comes from; only our container does.
+        provenance: What the file says of where it came from.
     """
 
-    layout: int
+    layout: str
     labels: Any
     speakers: Any
     features: dict[str, Any]
@@ -66,8 +87,9 @@ class Checks:
         size: Its bytes, which bound what it may unfold to.
         text_layers: ``mean``, ``concat``, or the number of one layer from 1, where there are several layers of text.
         missing: ``refuse`` or ``mask``: whether an utterance may lack a modality, and shall then have a row of NaN.
+        needs: Splits that must have a dialogue.
         lenient: Leave out what is wrong and note it in `faults`, rather than raise; to look at a broken file.
-        required: The splits that must have dialogues; none of them to predict only.
+        given_names: The classes as the user names them; None for those the layout is known to have.
     """
 
     file: str
@@ -76,7 +98,8 @@ class Checks:
     missing: str = "refuse"
     lenient: bool = False
     faults: list[str] = field(default_factory=list)
-    required: Sequence[str] = ("train", "test")
+    given_names: Sequence[str] | None = None
+    needs: Sequence[str] = ("train", "test")
     unlabelled: bool = field(default=False, init=False)  # whether the layout knows utterances without a label
 
     def __post_init__(self) -> None:
@@ -100,7 +123,7 @@ class Checks:
         Raises:
             InputError: One line with file, field, dialogue and cure, for the first thing that is wrong.
         """
-        self.unlabelled = parts.layout == 14
+        self.unlabelled = parts.layout == "gan-ffn"
         labels = self.table("labels", parts.labels)
         if sum(np.size(row) if isinstance(row, np.ndarray) else len(items_of(row) or ()) for row in labels.values()) > (
             self.size + 1000
@@ -125,7 +148,7 @@ class Checks:
             raise self.error("labels", "no whole dialogue", "see its other faults")
         if not parts.finite:
             self.finite(dialogues)
-        names = parts.label_names or self.label_names({i: d.labels for i, d in dialogues.items()}, features)
+        names = self.class_names(parts.label_names, {i: d.labels for i, d in dialogues.items()}, features)
         for i, dialogue in dialogues.items():
             if (worst := dialogue.labels.max()) >= len(names):
                 self.fault("labels", f"label {worst} is outside 0..{len(names) - 1}", "correct the labels", i)
@@ -272,6 +295,20 @@ class Checks:
                 cure = "repair them or remove the dialogue" if damaged else "repair them or add --missing mask"
                 self.fault(modality, problem, cure, i)
 
+    def class_names(
+        self, known: tuple[str, ...], labels: Mapping[str, np.ndarray], features: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        """The names of the classes: the user's where there are any, else the layout's, else what the file shows."""
+        if self.given_names is None:
+            return known or self.label_names(labels, features)
+        names = tuple(self.given_names)
+        used = max(int(row.max()) for row in labels.values()) + 1
+        if len(names) != used and len(names) != len(known or self.label_names(labels, features)):
+            raise self.error("--label-names", f"{len(names)} names for {used} classes", "give one name a class")
+        if not all(names) or len(set(names)) != len(names):
+            raise self.error("--label-names", "an empty name, or one twice", "give each class its own name")
+        return names
+
     def label_names(self, labels: Mapping[str, np.ndarray], features: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the classes: those of the set the dialogue ids show, else ``class 0`` and on."""
         used = {int(k) for row in labels.values() for k in np.unique(row)}
@@ -313,10 +350,10 @@ class Checks:
                     self.fault(split, f"also in split {seen[i]}", "keep a dialogue in one split only", i)
             read[split] = tuple(dict.fromkeys(i for i in map(id_of, members) if i in dialogues))
             seen |= dict.fromkeys(read[split], split)
-        for split in self.required:
+        for split in self.needs:
             if not read.get(split):
                 self.fault(split, "no dialogues", f"list the dialogues to {split} on")
-        return {split: ids for split, ids in read.items() if ids or split in self.required}
+        return {split: ids for split, ids in read.items() if ids or split in self.needs}
 
 
 def id_of(value: Any) -> str:

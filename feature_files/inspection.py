@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dataloader import Corpus, Dialogue
+from feature_files import download
+from feature_files.checks import LAYOUTS
+from feature_files.reading import checked, identify
+from feature_files.sources import Source
+from files import InputError
 
 FOLDS = 5
 BETRAYED = 0.15  # of F1: how far a probe's score on unseen train dialogues may be above that on test
@@ -158,7 +164,8 @@ def as_text(report: dict[str, Any]) -> str:
     """A report for people: one fact a line, warnings last."""
     lines = [
         f"file        {report['file']}",
-        f"layout      {report['layout']}" + (f", known as {report['known_as']!r}" if report["known_as"] else ""),
+        f"layout      {report['layout']}, {report['layout_name']}"
+        + (f", known as {report['known_as']!r}" if report["known_as"] else ""),
         "modalities  " + ", ".join(f"{m} {d}" for m, d in report["modalities"].items()),
         f"speakers    {report['speakers']}",
         "utterances  {min} to {max} a dialogue, median {median:g}".format(**report["dialogue_lengths"]),
@@ -181,7 +188,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines += ["", f"sha256      {report['sha256']}"]
     if report["git_blob"]:
         lines.append(f"git blob    {report['git_blob']}")
-    lines += [f"made by     {line}" for line in provenance_lines(report["provenance"])]
+    lines += [f"provenance  {line}" for line in provenance_lines(report["provenance"])]
     lines += [f"warning     {line}" for line in report["warnings"]]
     return "\n".join(lines)
 
@@ -196,10 +203,10 @@ def provenance_lines(value: Any, name: str = "") -> list[str]:
     if isinstance(value, dict) and value and name.count(".") < 4:
         pairs = list(value.items())[:50]
         return [line for key, item in pairs for line in provenance_lines(item, f"{name}.{key!s:.60}".lstrip("."))]
-    return [f"{ascii(name)[1:-1]}: {value!a:.200}"] if value not in ({}, [], "") else []
+    return [f"{ascii(name)[1:-1]}: {ascii(value)[:200]}"] if value not in ({}, [], "") else []
 
 
-def plot(corpus: Corpus, path: Path) -> None:
+def draw(corpus: Corpus, path: Path) -> None:
     """Draw class shares, dialogue lengths, and a map of each modality by class.
 
     Args:
@@ -255,3 +262,36 @@ def plot(corpus: Corpus, path: Path) -> None:
             handles, names, loc="outside lower center", ncols=min(7, len(names)), frameon=False, markerscale=2.5
         )
     figure.savefig(path, dpi=120)
+
+
+def inspect(
+    path: str | Path,
+    plot: str | Path | None = None,
+    missing: str = "refuse",
+    label_names: str | Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """What a feature file is, with everything that is suspicious about it; a broken one as far as it can be read.
+
+    Args:
+        path: The file or folder.
+        plot: Where to draw a picture of it, if anywhere.
+        missing: ``mask`` where modalities may be missing, as for `read`.
+        label_names: The classes, as for `read`.
+
+    Raises:
+        InputError: If too little of it can be read to say what it is.
+    """
+    source, faults = Source(Path(path)), []
+    parts = identify(source, missing)
+    corpus = checked(source, parts, missing=missing, label_names=label_names, lenient=True, faults=faults)
+    sums = download.checksums(Path(path)) if Path(path).is_file() else {"sha256": source.sha256, "git_blob": ""}
+    known = (e["name"] for e in download.known_files() if sums["git_blob"] and download.is_known_as(sums, e))
+    report = {"file": str(path), "layout": LAYOUTS[parts.layout], "layout_name": parts.layout} | describe(corpus) | sums
+    report |= {"known_as": next(known, ""), "provenance": dict(parts.provenance)}
+    report["warnings"] = faults + report["warnings"]
+    if plot:
+        try:
+            draw(corpus, Path(plot))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{plot}: cannot be drawn ({error!s:.100}); give a writable name such as a.png") from None
+    return report

@@ -1,0 +1,72 @@
+"""What a run says while it goes on: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+from tqdm import tqdm
+
+EVERY = 30.0  # seconds between two lines where there is no terminal
+
+
+def say(text: str) -> None:
+    """Print to standard output at once; if nobody reads it any more, go on in silence.
+
+    A run whose reader left (``| head -1``) or whose disk is full has written its files before it speaks.
+    """
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        mute()
+
+
+def mute() -> None:
+    """Send what else goes to standard output nowhere."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
+
+
+class Progress:
+    """The epochs of a stage as they are done.
+
+    Args:
+        title: Of the stage.
+        done: Epochs done in an earlier sitting.
+        epochs: All of them.
+    """
+
+    def __init__(self, title: str, done: int, epochs: int):
+        self.title, self.done, self.epochs = title, done, epochs
+        self.started = self.spoke = time.monotonic()
+        self.bar = tqdm(desc=title, initial=done, total=epochs, unit="epoch", disable=not _terminal(sys.stderr))
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers of the epochs still to do, from 1."""
+        try:
+            yield from range(self.done + 1, self.epochs + 1)
+        finally:
+            self.bar.close()
+
+    def show(self, row: Mapping[str, float]) -> None:
+        """Say what an epoch came to: its losses and, where it was scored, its weighted F1."""
+        figures = {
+            name.removesuffix("_weighted_f1") + " F1" if name.endswith("_f1") else name.replace("_", " "): value
+            for name, value in row.items()
+            if name.endswith(("_loss", "_weighted_f1"))
+        }
+        if not self.bar.disable:
+            self.bar.set_postfix({name: f"{value:.2f}" for name, value in figures.items()}, refresh=False)
+            self.bar.update()
+            return
+        epoch, now = int(row["epoch"]), time.monotonic()
+        if now - self.spoke >= EVERY or epoch == self.epochs:
+            left = (now - self.started) / (epoch - self.done) * (self.epochs - epoch)
+            said = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+            say(f"{self.title}, epoch {epoch} of {self.epochs}: {said}; {left:.0f} s left")
+            self.spoke = now
+
+
+def _terminal(stream: object) -> bool:
+    return stream is not None and stream.isatty()

@@ -1,0 +1,128 @@
+"""The pictures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from sklearn.manifold import TSNE
+
+from files import replacing
+from utils import interval
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+
+
+def _save_figure(figure: plt.Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    plt.close(figure)
+
+
+def plot_adversarial_losses(history: Sequence[Mapping[str, float]], even: tuple[float, float], path: Path) -> None:
+    """The losses of generators and discriminators by epoch, one panel each, with what they are where neither side wins.
+
+    Args:
+        history: A row an epoch.
+        even: The loss of a generator and of a discriminator that cannot tell, in nats.
+        path: Where the picture goes.
+    """
+    curves = pd.DataFrame(history).set_index("epoch")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
+    for axis, kind, title, level in zip(axes, "GD", ("Generators", "Discriminators"), even, strict=True):
+        for column in curves.filter(like=f"_{kind}_loss"):
+            axis.plot(curves.index, curves[column], marker=".", label=column.split("_")[0])
+        axis.axhline(level, color="0.6", linestyle=":", label=f"neither side wins ({level:.2f})")
+        axis.set(title=title, xlabel="epoch", ylabel="adversarial loss (nats)")
+        axis.legend()
+    _save_figure(figure, path)
+
+
+def plot_training_curves(history: Sequence[Mapping[str, float]], best_epoch: int, path: Path) -> None:
+    """Loss and weighted F1 of training and, where it was scored, validation by epoch, the kept epoch marked."""
+    curves = pd.DataFrame(history).set_index("epoch")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, figure_name, label in zip(axes, ("loss", "weighted_f1"), ("loss (nats)", "weighted F1 (%)"), strict=True):
+        for split in ("train", "valid"):
+            if f"{split}_{figure_name}" in curves:
+                smoothed = " (labels smoothed)" if (split, figure_name) == ("train", "loss") else ""
+                axis.plot(curves.index, curves[f"{split}_{figure_name}"], marker=".", label=split + smoothed)
+        axis.axvline(best_epoch, color="0.6", linestyle=":", label=f"kept: epoch {best_epoch}")
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.legend()
+    _save_figure(figure, path)
+
+
+def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence[str], path: Path) -> None:
+    """Shares of each true class by predicted class, with the counts written in."""
+    counts = np.array(matrix)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    size = 2.5 + 0.8 * len(label_names)
+    figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        shade = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, f"{shares[row, column]:.0%}\n{count}", ha="center", va="center", color=shade)
+    ticks = range(len(label_names))
+    axis.set_xticks(ticks, label_names, rotation=45, ha="right")
+    axis.set_yticks(ticks, label_names)
+    axis.set(xlabel="predicted", ylabel="true", title="Test utterances")
+    figure.colorbar(image, label="share of the true class")
+    _save_figure(figure, path)
+
+
+def plot_spread(weighted_f1: Mapping[str, float], kind: str, path: Path) -> None:
+    """Weighted F1 of every run of one kind, with their mean and, of several, its 95 % interval.
+
+    Args:
+        weighted_f1: Name of the run to its weighted F1 in percent.
+        kind: ``seed`` or ``fold``.
+        path: Where the picture goes.
+    """
+    values = pd.Series(weighted_f1)
+    figure, axis = plt.subplots(figsize=(2.5 + 0.6 * max(5, len(values)), 4), layout="constrained")
+    axis.plot(values.index, values, "o", label=f"one {kind}")
+    axis.axhline(values.mean(), color="0.3", label=f"mean {values.mean():.2f}")
+    if span := interval(values):
+        axis.axhspan(*span, color="0.85", label=f"95 % interval of the mean, {span[0]:.2f} to {span[1]:.2f}")
+    axis.set(xlabel=kind, ylabel="weighted F1 on test (%)")
+    axis.margins(0.15, 0.3)
+    axis.legend()
+    _save_figure(figure, path)
+
+
+def plot_fused_features(
+    fused: Mapping[str, np.ndarray], labels: np.ndarray, label_names: Sequence[str], path: Path, most: int = 500
+) -> None:
+    """A 2-D map (t-SNE) of fused features, coloured by emotion and by modality.
+
+    Args:
+        fused: Modality to fused features ``[N, d]``; rows of NaN are not drawn.
+        labels: Classes ``[N]``.
+        label_names: Names of the classes.
+        path: Where the picture goes.
+        most: No more utterances than these are drawn, evenly spaced.
+    """
+    chosen = np.linspace(0, len(labels) - 1, min(most, len(labels))).astype(int)
+    points = np.concatenate([f[chosen] for f in fused.values()])
+    there = ~np.isnan(points).any(1)
+    points = points[there]
+    if len(points) > 3:
+        perplexity = min(30, (len(points) - 1) / 3)
+        points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
+    emotion = np.tile(labels[chosen], len(fused))[there]
+    modality = np.repeat(np.arange(len(fused)), len(chosen))[there]
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    for axis, groups, names, title in (
+        (axes[0], emotion, label_names, "by emotion"),
+        (axes[1], modality, tuple(fused), "by modality"),
+    ):
+        for i, name in enumerate(names):
+            axis.scatter(*points[groups == i, :2].T, s=8, alpha=0.7, label=name)
+        axis.set(title=f"Fused features {title}", xticks=[], yticks=[])
+        axis.legend(markerscale=2)
+    _save_figure(figure, path)

@@ -1,0 +1,283 @@
+"""A run while it trains: its curves, its checkpoints, and how it stops and goes on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
+from torch import Tensor
+
+from experiment.console import Progress
+from experiment.run_directory import save_tensors, sweep, write_csv
+from files import InputError, InterruptedRunError, WriteError, replacing
+
+
+class Run:
+    """The directory of one run: what it writes while it trains, and all it needs to go on after a stop.
+
+    Everything written can be written again from the newest checkpoint and the data, to the same bits. So a run that is
+    killed between any two writes, or in one, goes on from the checkpoint and ends as if it had not been.
+
+    Attributes:
+        directory: Where everything goes.
+        checkpoints: The folder in it for weights and states.
+        history: Stage to one row an epoch.
+        best: The weights to report on, as of that history.
+        stop_requested: Whether Ctrl-C or SIGTERM has asked for a stop after the step.
+    """
+
+    CURVES: Mapping[str, str] = {"adversarial": "GAN_loss.csv", "classifier": "history.csv"}
+
+    def __init__(self, directory: Path, *, tensorboard: bool, checkpoint_every: int = 1):
+        self.directory = directory
+        self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in self.CURVES}
+        self.stop_requested = False
+        self.checkpoints = directory / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {directory}: cannot be written ({error.strerror}); choose another") from None
+        sweep(directory)
+        self.best: dict[str, Tensor] = {}
+        self._tensorboard = tensorboard
+        self._events: EventsWriter | None = None
+        self._checkpoint_every = checkpoint_every
+        self._unwritten: dict[str, Any] | None = None
+        self._progress: Progress | None = None
+
+    def epochs(self, title: str, done: int, epochs: int) -> Progress:
+        """The epochs of a stage still to do, from ``done + 1``, shown as `log` hears of them."""
+        self._progress = Progress(title, done, epochs)
+        return self._progress
+
+    def seconds(self, stage: str) -> float:
+        """The time a stage took, over all sittings."""
+        return sum(row["seconds"] for row in self.history[stage])
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint: state of the stage under way, of random numbers and of the curves.
+
+        A file that torch reads, with its SHA-256 in 32 bytes after it.
+        """
+        return self.checkpoints / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before that, should the newest be damaged."""
+        return self.checkpoints / "previous.pt"
+
+    def stop_here(self, where: str) -> None:
+        """Stop if that was asked for.
+
+        Args:
+            where: Stage, epoch and step just done.
+
+        Raises:
+            InterruptedRunError: If so; it says where.
+        """
+        if self.stop_requested:
+            raise InterruptedRunError(where)
+
+    def keep(self, weights: Mapping[str, Tensor]) -> None:
+        """Take weights for the ones to report on."""
+        self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        save_tensors(self.checkpoints / "best.safetensors", self.best)
+
+    def log(self, stage: str, row: dict[str, float]) -> None:
+        """Add an epoch's figures to the curves: the stage's CSV file and TensorBoard."""
+        self.history[stage].append(row)
+        write_csv(self.directory / self.CURVES[stage], self.history[stage])
+        self._to_tensorboard({stage: [row]})
+        if self._progress:
+            self._progress.show(row)
+
+    def _to_tensorboard(self, new: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Add rows, or all of the history where this process has added none yet."""
+        if not self._tensorboard or not any(self.history.values()):
+            return
+        folder = self.directory / "tensorboard"
+        try:
+            if self._events is None:
+                # After a stop the curves are written anew from the history, so that no epoch is there twice.
+                folder.mkdir(exist_ok=True)
+                for old in folder.glob("events.*"):
+                    old.unlink()
+                self._events, new = EventsWriter(str(folder / "events")), self.history
+            for stage, rows in new.items():
+                for row in rows:
+                    for name, value in row.items():
+                        if name != "epoch":
+                            summary = scalar(f"{stage}/{name}", value)
+                            event = Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary)
+                            self._events.write_event(event)
+            self._events.flush()
+        except OSError as error:
+            raise WriteError(
+                f"{folder}: cannot be written ({error.strerror}); check the folder and its free space"
+            ) from None
+
+    def save(self, stage: str, epoch: int, parts: Mapping[str, Any]) -> None:
+        """Checkpoint after an epoch: on the disk every so many epochs, until then in memory for `flush`.
+
+        Args:
+            stage: The stage under way.
+            epoch: How many of its epochs are done.
+            parts: Name to what has a ``state_dict`` or, of generators of random numbers, a ``get_state``.
+        """
+        kind, keys, *rest = np.random.get_state()
+        state = {
+            "stage": stage,
+            "epoch": epoch,
+            "parts": {n: p.state_dict() if hasattr(p, "state_dict") else p.get_state() for n, p in parts.items()},
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all(),
+                "python": random.getstate(),
+                "numpy": (kind, keys.tolist(), *rest),
+            },
+            "history": self.history,
+            "best": self.best,
+        }
+        self._unwritten = state
+        if epoch % self._checkpoint_every == 0:
+            self.flush()
+        else:  # training goes on in the very tensors
+            self._unwritten = copy.deepcopy(state)
+
+    def flush(self) -> None:
+        """Write the newest checkpoint, if it is in memory only; the one that was newest stays beside it."""
+        if self._unwritten is None:
+            return
+        buffer = io.BytesIO()
+        torch.save(self._unwritten, buffer)
+        digest = hashlib.sha256(buffer.getbuffer()).digest()
+        buffer.seek(0, io.SEEK_END)
+        buffer.write(digest)
+        with replacing(self.last) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+            if self.last.exists():
+                self.last.replace(self.previous)
+        self._unwritten = None
+
+    def restore(self, stage: str, parts: Mapping[str, Any]) -> int:
+        """Take a stage up where the newest checkpoint left it.
+
+        Args:
+            stage: The stage about to begin.
+            parts: The same as were saved; they are brought to the state they had.
+
+        Returns:
+            How many epochs of the stage are done; 0 where the checkpoint is of another stage, or there is none.
+
+        Raises:
+            InputError: If there are checkpoints and none is good, or it is of another network.
+        """
+        state = self._saved
+        if not state or state["stage"] != stage:
+            return 0
+        try:
+            for name, part in parts.items():
+                (part.load_state_dict if hasattr(part, "load_state_dict") else part.set_state)(state["parts"][name])
+            torch.set_rng_state(state["random"]["cpu"])
+            cuda = state["random"]["cuda"]
+            if len(cuda) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(cuda)
+            if bool(cuda) != torch.cuda.is_available() or len(cuda) != torch.cuda.device_count():
+                print(
+                    f"{self.last}: begun with {len(cuda) or 'no'} GPUs, goes on with "
+                    f"{torch.cuda.device_count() or 'none'}; the bits may differ",
+                    file=sys.stderr,
+                )
+            random.setstate(state["random"]["python"])
+            np.random.set_state(state["random"]["numpy"])
+            self.history = {stage: list(state["history"][stage]) for stage in self.CURVES}
+            if state["best"]:
+                self.keep(state["best"])
+            # What is on the disk may be of a later epoch than the checkpoint.
+            for each, rows in self.history.items():
+                if rows:
+                    write_csv(self.directory / self.CURVES[each], rows)
+                else:
+                    (self.directory / self.CURVES[each]).unlink(missing_ok=True)
+            return int(state["epoch"])
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self.last}: not a checkpoint of this network ({type(error).__name__}); resume with the "
+                "version and flags it was begun with, or begin another run with another --out"
+            ) from None
+
+    def reached(self, stage: str) -> bool:
+        """Whether the newest checkpoint is of this stage."""
+        return bool(self._saved) and self._saved["stage"] == stage
+
+    @cached_property
+    def _saved(self) -> dict[str, Any] | None:
+        """The newest good checkpoint as it was when the run was taken up; one that is damaged is dropped."""
+        damaged = []
+        for path in (self.last, self.previous):
+            if not path.exists():
+                continue
+            try:
+                content = path.read_bytes()
+                if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+                    raise ValueError("checksum")
+                state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+                if not {"stage", "epoch", "parts", "random", "history", "best"} <= state.keys():
+                    raise ValueError("content")
+            except Exception:  # torch raises many types on a damaged file
+                damaged.append(path)
+                continue
+            if damaged:
+                print(f"{self.last}: damaged; going on from {path.name}, the one before", file=sys.stderr)
+            if path == self.previous:
+                path.replace(self.last)  # or the next checkpoint would push this good one out for the damaged one
+            return state
+        if damaged:
+            raise InputError(f"{damaged[0]}: the checkpoint is damaged; begin anew with --overwrite")
+        return None
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C, or SIGTERM from a scheduler, ask for a stop after the step; a second Ctrl-C stops at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.stop_requested:
+                raise KeyboardInterrupt
+            self.stop_requested = True
+
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        except Exception:
+            self.flush()
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def close(self) -> None:
+        """Bring the checkpoint and the curves up to the last epoch."""
+        self.flush()
+        self._to_tensorboard({})
+        if self._events is not None:
+            self._events.close()
+            self._events = None

@@ -1,0 +1,87 @@
+"""The network of a run: built from its settings, and read back from its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dataloader import Corpus, Standardiser
+from experiment.run_directory import load_tensors
+from experiment.settings import ClassifierSettings, FusionSettings, Settings
+from files import InputError
+from model import GANFFN, GENERATORS, AdversarialFusion, GraphEmotionClassifier
+
+
+def shape_of(corpus: Corpus) -> dict[str, Any]:
+    """What of a corpus decides the network's shape."""
+    return {"dims": corpus.dims, "label_names": list(corpus.label_names), "num_speakers": corpus.num_speakers}
+
+
+def build_network(shape: Mapping[str, Any], fusion: FusionSettings, classifier: ClassifierSettings) -> GANFFN:
+    """The network for a corpus: its widths, classes and speakers come from the data."""
+    return GANFFN(
+        AdversarialFusion(
+            shape["dims"],
+            fusion.channels,
+            fusion.dropout,
+            generator=GENERATORS[fusion.generator],
+            relativistic=fusion.loss == "relativistic",
+            context=bool(classifier.window_past or classifier.window_future),
+        ),
+        GraphEmotionClassifier(
+            fusion.channels,
+            len(shape["label_names"]),
+            shape["num_speakers"],
+            window_past=classifier.window_past,
+            window_future=classifier.window_future,
+            layers=classifier.graph_layers,
+            attention=classifier.attention,
+            dropout=fusion.dropout,
+        ),
+        classifier.speaker_layers,
+        fusion.dropout,
+    )
+
+
+def fusion_weights(directory: Path) -> Path:
+    """Where a run keeps what stage 1 came to."""
+    return directory / "checkpoints" / "fusion.safetensors"
+
+
+def best_weights(directory: Path) -> Path:
+    """Where a run keeps the weights that are reported on."""
+    return directory / "checkpoints" / "best.safetensors"
+
+
+def standardiser_file(directory: Path) -> Path:
+    """Where a run keeps its standardisation."""
+    return directory / "checkpoints" / "standardiser.safetensors"
+
+
+def load_standardiser(directory: Path) -> Standardiser:
+    """The standardisation a run learnt on its training dialogues."""
+    return Standardiser.from_tensors(load_tensors(standardiser_file(directory)))
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load what a run saved.
+
+    Raises:
+        InputError: If the file is not there, is damaged, or is of a network of another shape.
+    """
+    try:
+        module.load_state_dict(load_tensors(path))
+    except RuntimeError:
+        raise InputError(
+            f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"
+        ) from None
+
+
+def standardisation(settings: Settings, corpus: Corpus) -> Standardiser:
+    """That of the training dialogues, or of the earlier run whose generators have learnt to read by it."""
+    if settings.fusion.trained_run and len(corpus.dims) > 1:
+        return load_standardiser(Path(settings.fusion.trained_run))
+    return Standardiser.fit(corpus.split("train"))
