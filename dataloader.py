@@ -278,6 +278,11 @@ class Batch:
     labels: torch.Tensor
     modality_mask: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def labelled(self) -> torch.Tensor:
+        """True on the real utterances that have a label, bool ``[B, T]``; the others are context alone."""
+        return self.mask & (self.labels != IGNORE_LABEL)
+
     def has(self, modality: str) -> torch.Tensor:
         """True on the real utterances that have a modality, bool ``[B, T]``."""
         return self.modality_mask.get(modality, self.mask)
@@ -345,7 +350,7 @@ class Batch:
         return self.drop_utterances(drop_utterances).add_noise(noise).drop_modality(drop_modality)
 
     def isolated(self) -> Batch:
-        """Every real utterance as a dialogue of its own, ``B, T`` becoming ``N, 1``: there is nothing to read around it."""
+        """Every real utterance as a dialogue of its own, ``B, T`` becoming ``N, 1``: there is nothing around it."""
         at = self.mask.nonzero()[:, 0].tolist()
         alone = {m: x[self.mask].unsqueeze(1) for m, x in self.features.items()}
         return Batch(
@@ -408,7 +413,8 @@ SESSION_SMOOTHING = 5.0  # utterances of each class that a session is taken to h
 
 def label_counts(dialogues: Sequence[Dialogue], num_classes: int) -> torch.Tensor:
     """How many utterances each class has, ``[C]``."""
-    return torch.bincount(torch.from_numpy(np.concatenate([d.labels for d in dialogues])), minlength=num_classes)
+    labels = torch.from_numpy(np.concatenate([d.labels for d in dialogues]))
+    return torch.bincount(labels[labels != IGNORE_LABEL], minlength=num_classes)
 
 
 def class_weights(dialogues: Sequence[Dialogue], num_classes: int) -> torch.Tensor:

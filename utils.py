@@ -20,6 +20,7 @@ from sklearn.metrics import (
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from dataloader import IGNORE_LABEL
 from files import InputError, TrainingError
 
 # Scores --------------------------------------------------------------------------------------------------------------
@@ -45,6 +46,12 @@ def loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)).mean()
 
 
+def labelled(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels ``[N]`` and probabilities ``[N, C]`` of the utterances with a label, of which alone scores are made."""
+    known = labels != IGNORE_LABEL
+    return labels[known], probabilities[known]
+
+
 # What is computed of labels ``[N]`` and probabilities ``[N, C]``, reported, and summarised over seeds. A function more
 # here is one more figure in ``report.json``, ``summary.json`` and what is printed of several runs.
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -59,7 +66,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[s
     """The figures of one split, F1 and accuracy in percent.
 
     Args:
-        labels: Classes, int ``[N]``.
+        labels: Classes, int ``[N]``; an utterance of `IGNORE_LABEL` is passed over.
         probabilities: Of each class, ``[N, C]``.
         label_names: C names.
 
@@ -67,6 +74,7 @@ def score(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[s
         Every one of `METRICS`, ``per_class`` (by name), ``confusion_matrix`` (rows are labels, columns are
         predictions) and ``support`` (utterances a class).
     """
+    labels, probabilities = labelled(labels, probabilities)
     predicted = probabilities.argmax(1)
     classes = np.arange(len(label_names))
     precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
@@ -101,6 +109,7 @@ def interval(values: pd.Series) -> list[float] | None:
 
 def report_text(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str]) -> str:
     """The report the field prints: loss and weighted F1, scikit-learn's report with 4 digits, confusion matrix."""
+    labels, probabilities = labelled(labels, probabilities)
     figures = score(labels, probabilities, label_names)
     predicted = probabilities.argmax(1)
     table = classification_report(

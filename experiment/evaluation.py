@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import utils
-from dataloader import Corpus, Dialogue, Standardiser, batches
+from dataloader import IGNORE_LABEL, Corpus, Dialogue, Standardiser, batches
 from experiment.console import say
 from experiment.run import Run
 from experiment.run_directory import write_csv, write_json
@@ -181,6 +181,12 @@ def draw_curves(run: Run, even: tuple[float, float]) -> None:
         plots.plot_training_curves(classifier, best_epoch(classifier), run.directory / "training_curves.png")
 
 
+def _labels(dialogues: Sequence[Dialogue]) -> pd.Series:
+    """The labels ``[N]`` for a table: empty cells where there is none."""
+    labels = pd.Series(np.concatenate([d.labels for d in dialogues]))
+    return labels.astype("Int64").mask(labels == IGNORE_LABEL) if (labels == IGNORE_LABEL).any() else labels
+
+
 def prediction_table(
     splits: Mapping[str, Sequence[Dialogue]], probabilities: Mapping[str, np.ndarray], label_names: Sequence[str]
 ) -> pd.DataFrame:
@@ -199,7 +205,7 @@ def prediction_table(
                 "dialogue": np.repeat([d.id for d in dialogues], [len(d) for d in dialogues]),
                 "utterance": [u for d in dialogues for u in d.utterances],
                 "speaker": [s for d in dialogues for s in d.speakers],
-                "label": np.concatenate([d.labels for d in dialogues]),
+                "label": _labels(dialogues),
                 "predicted": probabilities[split].argmax(1),
             }
         )

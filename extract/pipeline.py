@@ -30,7 +30,7 @@ from .listing import Clip, Listing, Utterance, shown
 from .models import Encoder
 from .workers import Workers
 
-BLOCK = 1024  # utterances whose rows are in memory while the file is written
+BLOCK = 256  # utterances whose rows are in memory while the file is written
 # A batch is as many as --batch-size says, but no more than this in all, each counted as long as the longest:
 # characters of text, seconds of sound, pictures.
 ROOM = {"text": 65_536.0, "acoustic": 240.0, "visual": 512.0}

@@ -353,6 +353,8 @@ class Checks:
         for split in self.needs:
             if not read.get(split):
                 self.fault(split, "no dialogues", f"list the dialogues to {split} on")
+            elif all((dialogues[i].labels == IGNORE_LABEL).all() for i in read[split]):
+                self.fault(split, "no utterance with a label", f"label some of the dialogues to {split} on")
         return {split: ids for split, ids in read.items() if ids or split in self.needs}
 
 

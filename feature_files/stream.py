@@ -30,9 +30,10 @@ def stream_container(
     finite: bool,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a container block by block; the same bytes as `container.write_container` writes.
+    """Write a container block by block, the same bytes every time.
 
-    The header, whose length is known beforehand, is written twice: the second time with the tensors' checksums.
+    The header, whose length is known beforehand, is written twice: the second time with the tensors' checksums. It is
+    not left to the safetensors library, which wants all tensors at once and orders metadata by chance.
 
     Args:
         path: The file, replaced whole or not at all.
