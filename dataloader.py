@@ -350,7 +350,7 @@ class Batch:
         return self.drop_utterances(drop_utterances).add_noise(noise).drop_modality(drop_modality)
 
     def isolated(self) -> Batch:
-        """Every real utterance as a dialogue of its own, ``B, T`` becoming ``N, 1``: there is nothing around it."""
+        """Every real utterance as a dialogue of its own, ``B, T`` becoming ``N, 1``, with nothing to read around it."""
         at = self.mask.nonzero()[:, 0].tolist()
         alone = {m: x[self.mask].unsqueeze(1) for m, x in self.features.items()}
         return Batch(

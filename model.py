@@ -65,14 +65,14 @@ def _flip_half(x: Tensor) -> Tensor:
 
 
 class SpeakerRecurrence(nn.Module):
-    """One running state for each party of the dialogue, past and future, read by every utterance.
+    """One running state for each speaker of the dialogue, past and future, read by every utterance.
 
-    A party's state changes only at its own turns, as DialogueRNN's party state does (arXiv 1811.00405); the gate
+    A speaker's state changes only at their own turns, as DialogueRNN's party state does (arXiv 1811.00405); the gate
     looks at the turn alone, as minGRU's (arXiv 2410.01201), which makes the recurrence a scan that a CPU runs fast::
 
-        h_t = (1 - z_t) * h_{t-1} + z_t * W x_t    at the party's turns, elsewhere h_{t-1}
+        h_t = (1 - z_t) * h_{t-1} + z_t * W x_t    at the speaker's turns, elsewhere h_{t-1}
 
-    An utterance reads its own speaker's state beside the sum of the other parties' states.
+    An utterance reads its own speaker's state beside the sum of the other speakers' states.
 
     Shapes:
         x: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``; result: ``[N, 2d]``.
@@ -87,8 +87,8 @@ class SpeakerRecurrence(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """The states each utterance reads; see the class."""
-        parties = torch.arange(int(speakers.max()) + 1, device=x.device).view(-1, 1, 1)
-        turns = (mask & (speakers == parties)).unsqueeze(-1)  # [S, B, T, 1]
+        numbers = torch.arange(int(speakers.max()) + 1, device=x.device).view(-1, 1, 1)
+        turns = (mask & (speakers == numbers)).unsqueeze(-1)  # [S, B, T, 1]
         gate = padded(torch.sigmoid(self.gate(x)), mask) * turns  # [S, B, T, d]
         update = gate * padded(self.candidate(x), mask)
         # Half of the channels remember the past; the other half, run backwards, the future.
@@ -98,7 +98,7 @@ class SpeakerRecurrence(nn.Module):
 
 
 class SpeakerLayer(nn.Module):
-    """A residual block: party states, then a feed-forward layer, each behind layer normalisation and dropout.
+    """A residual layer: speakers' states, then a feed-forward layer, each behind layer normalisation and dropout.
 
     Shapes:
         x, result: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``.
@@ -130,10 +130,10 @@ class SpeakerLayer(nn.Module):
 
 
 class SpeakerEncoder(nn.Module):
-    """One modality's fused features, handed on along the edges from turn to turn of every party, past and future.
+    """One modality's fused features, passed along the edges from turn to turn of every speaker, past and future.
 
-    A directed acyclic graph each way, after DAG-ERC (arXiv 2105.12907): an utterance hears each party's last turn, and
-    through it all of that party's turns. `SpeakerRecurrence` says how.
+    A directed acyclic graph each way, after DAG-ERC (arXiv 2105.12907): each speaker's last turn is a neighbour of an
+    utterance, and through it all of that speaker's turns. `SpeakerRecurrence` says how.
 
     Shapes:
         x, result: ``[B, T, channels]``, the result normalised by layer, 0 where padded; mask, speakers: ``[B, T]``.
@@ -150,7 +150,7 @@ class SpeakerEncoder(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
-        """What every utterance has heard; see the class."""
+        """The encoded features; see the class."""
         nodes = x[mask]
         for block in self.blocks:
             nodes = block(nodes, mask, speakers)
@@ -170,9 +170,9 @@ def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
     Shapes:
         x, result: ``[B, T, d]``; mask, speakers: ``[B, T]``.
     """
-    party = F.one_hot(speakers).to(x.dtype) * mask.unsqueeze(-1)  # [B, T, S]
-    turns = party.sum(1).clamp(min=1).unsqueeze(-1)  # [B, S, 1]
-    return x - party @ (party.transpose(1, 2) @ x / turns)
+    spoken = F.one_hot(speakers).to(x.dtype) * mask.unsqueeze(-1)  # [B, T, S]
+    turns = spoken.sum(1).clamp(min=1).unsqueeze(-1)  # [B, S, 1]
+    return x - spoken @ (spoken.transpose(1, 2) @ x / turns)
 
 
 class FusedFeatureGenerator(nn.Module):
@@ -273,7 +273,7 @@ class ModalityDiscriminator(nn.Module):
 class AdversarialFusion(nn.Module):
     """Three generators against three discriminators: every modality's fused features try to pass for the others.
 
-    One generator and one discriminator a modality, for any number of modalities. Generator m plays against the
+    One generator and one discriminator a modality, for any number of modalities. Generator m is trained against the
     discriminator of every other modality k: six ordered pairs (m, k) for three modalities. The game is the
     regularised relativistic one of R3GAN (arXiv 2501.05441, equations 2 and 5), over real utterances only::
 
@@ -284,13 +284,13 @@ class AdversarialFusion(nn.Module):
     its utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features; and a linear
     reconstruction of x_m from f_m, as in ARGF (arXiv 1911.07848).
 
-    The game as the reference plays it, for comparison, is that of binary cross entropy without penalties::
+    The reference's losses, for comparison, are binary cross entropy without penalties::
 
         D_k minimises  E softplus(-D_k(x_k)) + E softplus(D_k(f_m))
         G_m minimises  E softplus(-D_k(f_m))
 
     Real features are brought to the fused width by a fixed random semi-orthogonal map, which keeps their geometry and
-    which no player can move.
+    which nothing trains.
 
     Args:
         dims: Modality to width.
@@ -359,7 +359,7 @@ class AdversarialFusion(nn.Module):
         }
 
     def discriminator_losses(self, batch: Batch, fused: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
-        """Loss of each discriminator, the mean over the generators it plays against; the generators get no gradient.
+        """Loss of each discriminator, the mean over the other modalities' generators, which get no gradient.
 
         Args:
             batch: Where the real features are.
@@ -438,9 +438,9 @@ def dialogue_edges(
 ) -> tuple[Tensor, Tensor]:
     """Edges between the utterances of each dialogue, typed as DialogueGCN's are (arXiv 1908.11540, section 3.4.2).
 
-    Utterance t hears every other utterance of its dialogue from ``t - window_past`` to ``t + window_future``. Nodes
-    are the real utterances in the order of ``x[mask]``. An edge's type is the pair of speakers, from whom to whom, and
-    whether what is heard lies in the past (0) or the future (1)::
+    The neighbours of utterance t are all others of its dialogue from ``t - window_past`` to ``t + window_future``.
+    Nodes are the real utterances in the order of ``x[mask]``. An edge's type is the pair of speakers, from whom to
+    whom, and whether the source lies in the past (0) or the future (1)::
 
         type = 2 * (speaker_source * num_speakers + speaker_target) + in_future
 
@@ -452,15 +452,15 @@ def dialogue_edges(
         num_speakers: How many speakers types are made for.
 
     Returns:
-        ``edge_index [2, E]``, the heard above the hearing, and ``edge_type [E]``.
+        ``edge_index [2, E]``, sources above targets, and ``edge_type [E]``.
     """
     turns = torch.arange(mask.shape[1], device=mask.device)
     offsets = torch.arange(-window_past, window_future + 1, device=mask.device)
-    heard = turns.unsqueeze(1) + offsets[offsets != 0]  # [T, W]
-    inside = (heard >= 0) & (heard < mask.shape[1])
-    heard = heard.clamp(0, mask.shape[1] - 1)
-    dialogue, turn, slot = (mask.unsqueeze(-1) & mask[:, heard] & inside).nonzero(as_tuple=True)
-    source = heard[turn, slot]
+    neighbours = turns.unsqueeze(1) + offsets[offsets != 0]  # [T, W]
+    inside = (neighbours >= 0) & (neighbours < mask.shape[1])
+    neighbours = neighbours.clamp(0, mask.shape[1] - 1)
+    dialogue, turn, slot = (mask.unsqueeze(-1) & mask[:, neighbours] & inside).nonzero(as_tuple=True)
+    source = neighbours[turn, slot]
     node = (mask.flatten().cumsum(0) - 1).view_as(mask)
     speaker = speakers.clamp(max=num_speakers - 1)
     edge_type = 2 * (speaker[dialogue, source] * num_speakers + speaker[dialogue, turn]) + (source > turn).long()
@@ -534,17 +534,17 @@ class GraphEmotionClassifier(nn.Module):
         views = [nodes]
         if self.convolutions:
             edge_index, edge_type = dialogue_edges(mask, speakers, *self.window, self.num_speakers)
-            heard = nodes
+            convolved = nodes
             for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-                heard = heard + self.dropout(F.gelu(norm(convolution(heard, edge_index, edge_type))))
-            views.append(heard)
+                convolved = convolved + self.dropout(F.gelu(norm(convolution(convolved, edge_index, edge_type))))
+            views.append(convolved)
         if self.attention is not None:
             views.append(self.attention(padded(views[-1], mask), mask)[mask])
         return padded(self.classify(torch.cat(views, dim=-1)), mask)
 
 
 class GANFFN(nn.Module):
-    """The whole network: adversarially fused features, each modality's handed along the dialogue, into the classifier.
+    """The whole network: adversarially fused features, each modality's encoded by speaker, into the classifier.
 
     Modalities are summed before the classifier. A missing one takes no part in the sum, which is then scaled up to as
     many modalities as there are, so that the classifier sees it at the size it knows. An utterance that lacks all of

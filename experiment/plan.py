@@ -66,7 +66,7 @@ def train_plan(
     for run in runs:
         if not run.name:
             return train_or_read(run, directory, train)
-        say(", ".join(part.capitalize() for part in spoken(run.name)))
+        say(", ".join(part[0].upper() + part[1:] for part in spoken(run.name)))
         with locked(directory / run.name):
             figures = train_or_read(run, directory / run.name, train)
         if "interrupted" in figures:

@@ -62,7 +62,7 @@ class Run:
         self._progress: Progress | None = None
 
     def epochs(self, title: str, done: int, epochs: int) -> Progress:
-        """The epochs of a stage still to do, from ``done + 1``, shown as `log` hears of them."""
+        """The epochs of a stage still to do, from ``done + 1``, shown as `log` is given them."""
         self._progress = Progress(title, done, epochs)
         return self._progress
 
