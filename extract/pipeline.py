@@ -416,7 +416,9 @@ def _compute(
     started = time.perf_counter()
     plan = list(batches(missing, batch_size, ROOM[modality]))
     decoded = _decoded(modality, encoder, plan, pool)
-    with tqdm(total=len(tasks), initial=len(known), desc=modality, unit=" utterances", smoothing=0.05) as bar:
+    pause = 0.2 if sys.stderr.isatty() else 30.0  # seconds between two looks of the bar: a log keeps every one
+    options = {"unit": " utterances", "smoothing": 0.05, "mininterval": pause, "maxinterval": pause}
+    with tqdm(total=len(tasks), initial=len(known), desc=modality, **options) as bar:
         for batch in plan:
             rows.put(_encoded(modality, encoder, encode, [next(decoded) for _ in batch]))
             bar.update(len(batch))
