@@ -308,7 +308,8 @@ def _tasks(
     settings = key_of(modality, dict(encoder.about)).hex()
     keys: list[bytes | str] = []
     tasks: dict[bytes, Task] = {}
-    for u in kept:
+    quiet = modality == "text" or not sys.stderr.isatty()
+    for u in tqdm(kept, desc=f"{modality}: checksums", unit=" utterances", leave=False, delay=2, disable=quiet):
         try:
             what, content, size = _source(modality, encoder, u, turns, rows, sums)
         except media.UnreadableError as error:

@@ -12,6 +12,7 @@ from .listing import Clip, Listing, Utterance, read_text, shown
 from .models import need
 
 ENDINGS = (".srt", ".vtt", ".TextGrid", ".textgrid")
+SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff")  # no pictures in these
 NAMED = re.compile(r"\s*(?:\[([^\]\n]{1,60})\]:?|([^\W\d_][^:\n]{0,59}):)\s+(.*)", re.DOTALL)  # [Name] text, Name: text
 
 
@@ -72,7 +73,8 @@ def read_recording(
         )
     for k, turn in enumerate(turns):
         clip = Clip(str(path), turn.start, turn.end)
-        listing.utterances.append(Utterance(path.stem, f"{path.stem}_{k:04d}", turn.speaker, turn.text, clip, clip))
+        pictures = None if path.suffix.lower() in SOUND else clip
+        listing.utterances.append(Utterance(path.stem, f"{path.stem}_{k:04d}", turn.speaker, turn.text, clip, pictures))
     return listing
 
 

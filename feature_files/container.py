@@ -47,7 +47,7 @@ def write_container(corpus: Corpus, path: str | Path, provenance: Mapping[str, A
         "label_names": corpus.label_names,
     }
     labels = np.concatenate([d.labels for d in dialogues]).astype(np.int64)
-    features = {m: (width, (d.features[m] for d in dialogues)) for m, width in corpus.dims.items()}
+    features = {m: (width, [d.features[m] for d in dialogues]) for m, width in corpus.dims.items()}
     finite = all(np.isfinite(d.features[m]).all() for m in corpus.dims for d in dialogues)
     stream_container(path, about, labels, features, finite=finite, provenance=provenance)
 

@@ -158,7 +158,10 @@ def test_pictures_are_averaged_by_utterance(tmp_path):
         ({"acoustic": "opensmile:eGeMAPS"}, "--acoustic: opensmile has no 'eGeMAPS'; there are ComParE_2016, GeMAPS"),
         ({"text": "transformers:/no/such/folder"}, "--text: '/no/such/folder': no such folder; name a model's folder"),
         ({"visual": "transformers:FOLDER"}, "no model of this kind (there is no config.json in it); name another"),
-        ({"text": "sentence-transformers:owner/name"}, "HF_HUB_OFFLINE is set, and it is not here; name a folder"),
+        (
+            {"text": "sentence-transformers:owner/name"},
+            "HF_HUB_OFFLINE is set, and it is not here; name a folder, another encoder, or none",
+        ),
         ({"text": "none"}, "--text, --acoustic, --visual: all of them none; choose an encoder for one at least"),
     ],
 )
