@@ -168,7 +168,8 @@ def hub_reason(error: Exception) -> str:
     if kind in ("RepositoryNotFoundError", "HFValidationError", "EntryNotFoundError", "RemoteEntryNotFoundError"):
         return "there is no such model of this kind; check the name"
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    return f"{'HF_HUB_OFFLINE is set' if offline else 'no network'}, and it is not here; name a folder, another encoder, or none"
+    why = "HF_HUB_OFFLINE is set" if offline else "no network"
+    return f"{why}, and it is not here; name a folder, another encoder, or none"
 
 
 def loading(flag: str, name: str, load: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -249,22 +250,19 @@ def test_parts_of_several_machines_merge_into_the_same_file(tmp_path, capsys):
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     """Rows of 4,000 utterances are 48 MB. benchmarks/extract.py does the same with 200,000 on 2 GiB."""
-    script = f"""
-import sys, tracemalloc; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import numpy as np, test_extract as t
-from pathlib import Path
-turns = [t.Utterance(f"d{{k // 100}}", f"u{{k}}", "A", f"line {{k}}", label=0) for k in range(4000)]
-listing = t.Listing("fake", turns, {{}}, ("a", "b"))
-encode = lambda batch: np.array([np.random.default_rng(len(x[0])).normal(size=3000) for x in batch])
-encoder = t.Encoder({{"encoder": "fake", "licence": "none"}}, lambda: encode, {{}})
-tracemalloc.start()
-t.run(listing, t.Settings(), Path({str(tmp_path)!r}) / "a.safetensors", cache=Path({str(tmp_path)!r}) / "c.sqlite",
-      workers=0, batch_size=64, opened={{"text": encoder}}, say=print)
-print(tracemalloc.get_traced_memory()[1])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 25e6
-    assert (tmp_path / "a.safetensors").stat().st_size > 48e6
+    turns = [Utterance(f"d{k // 100}", f"u{k}", "A", f"line {k}", label=0) for k in range(4000)]
+    listing = Listing("fake", turns, {}, ("a", "b"))
+    encoder = Encoder(
+        {"encoder": "fake", "licence": "none"},
+        lambda: lambda batch: np.array([np.full(3000, hash(turns)) for turns in batch], np.float32),
+        {},
+    )
+    options = {"cache": tmp_path / "c.sqlite", "workers": 0, "batch_size": 64, "say": lambda line: None}
+    tracemalloc.start()
+    run(listing, Settings(), tmp_path / "a.safetensors", opened={"text": encoder}, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 25e6 and (tmp_path / "a.safetensors").stat().st_size > 48e6
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
