@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -50,15 +51,22 @@ LINES = (
 
 def speed(folder: Path, count: int) -> list[str]:
     """Seconds of computing a second of media, by modality and encoder."""
-    rows = ["| modality | encoder | utterances | media, s | took, s | real-time factor |", "|---|---|--:|--:|--:|--:|"]
+    rows = [
+        "| modality | encoder | utterances | media, s | took, s | real-time factor | CPU seconds a second, with loading |"
+    ]
+    rows.append("|---|---|--:|--:|--:|--:|--:|")
     listing = _spoken(folder, count)
     length = sum(u.video.end for u in listing.utterances)
     for modality, spec, name in _networks(folder):
         settings = replace(Settings(text="none", visual="none", acoustic="none"), **{modality: spec})
         out, cache = folder / "speed.safetensors", folder / f"{time.time_ns()}.sqlite"
+        before = os.times()
         summary = pipeline.run(listing, settings, out, cache=cache, say=lambda line: None)
-        took = summary.seconds[modality]
-        rows.append(f"| {modality} | {name} | {count} | {length:.0f} | {took:.1f} | {took / length:.3f} |")
+        after, took = os.times(), summary.seconds[modality]
+        busy = sum(after[:4]) - sum(before[:4])  # user and system, of this process and of those that decoded
+        rows.append(
+            f"| {modality} | {name} | {count} | {length:.0f} | {took:.1f} | {took / length:.3f} | {busy / length:.3f} |"
+        )
     return rows
 
 
@@ -168,7 +176,7 @@ def context(
     ]
     splits = {i: split for split, ids in corpus.splits.items() for i in ids}
     listing = Listing(str(features), utterances, splits, corpus.label_names)
-    files = {}
+    files, probes = {}, {}
     for n in turns:
         settings = Settings(visual="none", acoustic="none", text_context=n)
         made = folder / f"text{n}.safetensors"
@@ -180,6 +188,13 @@ def context(
         }
         files[n] = folder / f"context{n}.safetensors"
         feature_files.write_container(replace(corpus, dialogues=merged), files[n])
+        probes[n] = 100 * feature_files.inspect(files[n])["probe"]["text"]["test"]
+    if not seeds:
+        return [
+            "| turns before | linear probe of the text |",
+            "|--:|--:|",
+            *(f"| {n} | {probes[n]:.2f} |" for n in turns),
+        ]
 
     def score(job: tuple[int, int]) -> dict[str, float]:
         n, seed = job
@@ -219,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--utterances", type=int, help="how many (default: 60 of speed, 200000 of memory)")
     parser.add_argument("--width", type=int, default=3000, help="features of memory")
     parser.add_argument("--turns", default="0,2,4", help="contexts to compare")
-    parser.add_argument("--seeds", default="0,1,2,3,4,5,6,7,8,9", help="one run each")
+    parser.add_argument("--seeds", default="0,1,2,3,4,5,6,7,8,9", help="one run each; '' for a linear probe alone")
     parser.add_argument("--folds", default="", help="of training, such as sessions")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--out", type=Path, help="where runs are kept, so that the same command goes on")
@@ -238,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             elif args.what == "text":
                 rows = text(args.features)
             else:
-                turns, seeds = ([int(k) for k in value.split(",")] for value in (args.turns, args.seeds))
+                turns, seeds = ([int(k) for k in value.split(",") if k] for value in (args.turns, args.seeds))
                 rows = context(args.features, folder, turns, seeds, args.folds, args.jobs, args.flags)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
