@@ -155,7 +155,10 @@ def test_pictures_are_averaged_by_utterance(tmp_path):
             "--text: 'word2vec:x' is no encoder; give sentence-transformers:NAME, transformers:NAME, or none",
         ),
         ({"text": "transformers:"}, "--text: 'transformers:' is no encoder"),
-        ({"acoustic": "opensmile:eGeMAPSv03"}, "--acoustic: opensmile has no 'eGeMAPSv03'; there are ComParE_2016, GeMAPS"),
+        (
+            {"acoustic": "opensmile:eGeMAPSv03"},
+            "--acoustic: opensmile has no 'eGeMAPSv03'; there are ComParE_2016, GeMAPS",
+        ),
         ({"text": "transformers:/no/such/folder"}, "--text: '/no/such/folder': no such folder; name a model's folder"),
         ({"visual": "transformers:FOLDER"}, "no model of this kind (there is no config.json in it); name another"),
         (
