@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,3 +62,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def is_leftover(path: Path) -> bool:
     """Whether a file is what a process that was killed inside `replacing` left."""
     return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
+
+
+# What a name may be made of, and what not: control characters move the cursor, ring the bell or end a line, those of
+# direction reorder what is read, half a surrogate pair is no text at all. The joiners that scripts need may stay.
+_UNSAFE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text can be shown as it is: no control character, no change of direction, no half surrogate pair."""
+    return text.isprintable() or all(c in _JOINERS or unicodedata.category(c) not in _UNSAFE for c in text)
+
+
+def printable(text: str, limit: int | None = 200) -> str:
+    r"""A text made safe to show anywhere: in a terminal, a report, a picture, a page.
+
+    What is not `is_printable` is written as Python writes it (``\x1b``, ``\u202e``), so it is still told apart. A page
+    must escape its ``<`` and ``&`` besides, and a picture its ``$``, which are printable.
+
+    Args:
+        text: Anything at all.
+        limit: The most characters of the result, an ellipsis included; None for all.
+    """
+    cut = text if limit is None else text[: limit + 1]
+    if not is_printable(cut):
+        cut = "".join(c if is_printable(c) else ascii(c)[1:-1] for c in cut)
+    return cut if limit is None or len(cut) <= limit else cut[: max(0, limit - 1)] + "…"

@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+from sklearn.metrics import f1_score
 
 from dataloader import IEMOCAP_LABELS, Corpus, Dialogue
 
 IEMOCAP_COUNTS = (648, 1084, 1708, 1103, 1041, 1849)  # utterances a class, all five sessions
+SHARES = np.array(IEMOCAP_COUNTS) / sum(IEMOCAP_COUNTS)
 PERSIST, REACT = 0.45, 0.3  # chance to keep one's emotion, to react to the other's; else a new one by the shares
 NEIGHBOUR = (4, 2, 1, 5, 0, 3)  # the emotion one reacts with: happy and excited, sad and neutral, angry and frustrated
 # What each modality shows: classes of one number look alike in it.
@@ -43,12 +45,11 @@ def synthetic_corpus(
     """
     rng = np.random.default_rng(seed)
     dims = dict(dims or {"text": 100, "visual": 512, "acoustic": 100})
-    shares = np.array(IEMOCAP_COUNTS) / sum(IEMOCAP_COUNTS)
     basis, scale, offset = synthetic_views(dims, rng)
 
     def one(dialogue_id: str) -> Dialogue:
         n = int(np.clip(round(rng.normal(mean_length, mean_length / 3)), 8, 110))
-        speakers, labels = _synthetic_turns(n, shares, rng)
+        speakers, labels = _synthetic_turns(n, rng)
         features = {}
         for m, d in dims.items():
             shown = VIEW_DISTANCE[m] / np.sqrt(2) * basis[m][np.take(VIEWS[m], labels)]
@@ -85,18 +86,81 @@ def synthetic_views(dims: Mapping[str, int], rng: np.random.Generator) -> tuple[
     return basis, scale, offset
 
 
-def _synthetic_turns(n: int, shares: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _synthetic_turns(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Speakers (0 or 1) and emotions of n turns; see `synthetic_corpus`."""
     speakers = np.cumsum(rng.random(n) < 0.8) % 2
-    emotion = rng.choice(len(shares), size=2, p=shares)  # of each speaker, before they first speak
+    emotion = rng.choice(len(SHARES), size=2, p=SHARES)  # of each speaker, before they first speak
     labels = np.empty(n, dtype=np.int64)
     for t, speaker in enumerate(speakers):
         chance, other = rng.random(), emotion[1 - speaker]
         if chance > PERSIST + REACT:
-            emotion[speaker] = rng.choice(len(shares), p=shares)
+            emotion[speaker] = rng.choice(len(SHARES), p=SHARES)
         elif chance > PERSIST:
             answer = NEIGHBOUR[other]
             # The Metropolis rule: answering by it leaves the class shares as they are.
-            emotion[speaker] = answer if rng.random() < shares[answer] / shares[other] else other
+            emotion[speaker] = answer if rng.random() < SHARES[answer] / SHARES[other] else other
         labels[t] = emotion[speaker]
     return speakers, labels
+
+
+# What can be known of it ----------------------------------------------------------------------------------------------
+
+
+def transition() -> np.ndarray:
+    """Chances ``[own last, other's last, own next]`` of the next emotion, as `synthetic_corpus` describes them."""
+    classes = len(SHARES)
+    answer = np.zeros((classes, classes))
+    for other, neighbour in enumerate(NEIGHBOUR):
+        accepted = min(1.0, SHARES[neighbour] / SHARES[other])
+        answer[other, neighbour] += accepted
+        answer[other, other] += 1 - accepted
+    chances = np.tile((1 - PERSIST - REACT) * SHARES, (classes, classes, 1)) + REACT * answer[None]
+    return chances + PERSIST * np.eye(classes)[:, None]
+
+
+def likelihood(dialogue: Dialogue, views: tuple[dict[str, np.ndarray], ...]) -> np.ndarray:
+    """Likelihood of every emotion by utterance, ``[n, classes]``, up to a factor an utterance."""
+    logarithm = np.zeros((len(dialogue), len(SHARES)))
+    for modality, x in dialogue.features.items():
+        basis, scale, offset = (each[modality] for each in views)
+        along = ((x - offset) / scale) @ basis.T  # all that the modality tells of its view
+        logarithm += VIEW_DISTANCE[modality] / np.sqrt(2) * along[:, VIEWS[modality]]
+    return np.exp(logarithm - logarithm.max(1, keepdims=True))
+
+
+def posterior(evidence: np.ndarray, speakers: np.ndarray) -> np.ndarray:
+    """Most probable emotion of each turn given the whole dialogue, ``[n]``; speakers are 0 or 1."""
+    chances, classes = transition(), len(SHARES)
+
+    def seen(t: int) -> np.ndarray:
+        return evidence[t][:, None] if speakers[t] == 0 else evidence[t][None]
+
+    state = np.outer(SHARES, SHARES)  # of both speakers' last emotions
+    forward = []
+    for t, speaker in enumerate(speakers):
+        state = np.einsum("ab,abn->nb" if speaker == 0 else "ab,ban->an", state, chances) * seen(t)
+        state /= state.sum()
+        forward.append(state)
+    backward, best = np.ones((classes, classes)), np.empty(len(speakers), dtype=int)
+    for t in reversed(range(len(speakers))):
+        best[t] = (forward[t] * backward).sum(1 if speakers[t] == 0 else 0).argmax()
+        ahead = seen(t) * backward
+        backward = np.einsum("nb,abn->ab" if speakers[t] == 0 else "an,ban->ab", ahead, chances)
+        backward /= backward.sum()
+    return best
+
+
+def ceiling(corpus: Corpus, seed: int = 0) -> dict[str, float]:
+    """Weighted F1 in percent on the test split of `synthetic_corpus`: from the ``utterance`` alone, in ``context``."""
+    views = synthetic_views(corpus.dims, np.random.default_rng(seed))
+    labels, alone, context = [], [], []
+    for dialogue in corpus.split("test"):
+        evidence = likelihood(dialogue, views)
+        labels.append(dialogue.labels)
+        alone.append((evidence * SHARES).argmax(1))
+        context.append(posterior(evidence, np.array(["FM".index(name) for name in dialogue.speakers])))
+    truth = np.concatenate(labels)
+    return {
+        name: 100 * f1_score(truth, np.concatenate(chosen), average="weighted")
+        for name, chosen in (("utterance", alone), ("context", context))
+    }

@@ -15,33 +15,27 @@ interrupted goes on. On the demo, the best score that anything can reach is comp
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
+import common
 import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import gru_baseline
-import synthetic_ceiling
-
-import utils
+from experiment.flags import Parser, flag_type
+from experiment.run_directory import write_csv
+from experiment.settings import Number, Settings, read_json
 from files import InputError, replacing
-from synthetic import synthetic_corpus
-from train_IEMOCAP import HelpFormatter, Parser, choose_device, fold_choice, load_corpus, number, seed_list
+from synthetic import ceiling, synthetic_corpus
 
-SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
+Result = tuple[dict[int, float], float]  # weighted F1 in percent by seed, and seconds a seed
 ROWS = {
     "full": "",
     "no-stage-1": "--GAN-epochs 0",
@@ -76,46 +70,53 @@ def rows_for(modalities: Sequence[str]) -> dict[str, str]:
     return rows
 
 
-def run_row(name: str, flags: str, data: Sequence[str], args: argparse.Namespace) -> tuple[dict[int, float], float]:
-    """Train a row, or read it if it is there. Returns weighted F1 in percent by seed, and seconds a seed."""
-    directory = Path(args.out) / name
+def run_row(name: str, flags: str, settings: Settings, own: argparse.Namespace) -> Result:
+    """Train a row, or read it if it is there."""
+    directory = own.out / name
     summary = directory / "summary.json"
-    protocol = [*data, "--seeds", ",".join(map(str, args.seeds))]
-    if args.folds:
-        protocol += ["--folds", str(args.folds), "--folds-over", args.folds_over]
+    data = ["--demo"] if settings.data.demo else ["--features", settings.data.features]
+    run = [*data, "--seeds", ",".join(map(str, own.seeds)), "--device", settings.run.device]
+    if own.folds:
+        run += ["--folds", str(own.folds), "--folds-over", own.folds_over]
     if name == "gru":
         if not summary.exists():
-            baseline = gru_baseline.build_parser().parse_args([*protocol, "--device", args.device])
-            baseline.device = choose_device(baseline)
-            results = {result.seed: asdict(result) for result in gru_baseline.run_seeds(baseline)}
             directory.mkdir(parents=True, exist_ok=True)
-            utils.write_json(summary, results)
-        each = utils.read_json(summary)
-        return {int(s): r["weighted_f1"] for s, r in each.items()}, float(
-            np.mean([r["seconds"] for r in each.values()])
-        )
+            call(name, "benchmarks/gru_baseline.py", [*run, "--json", str(summary)], own.jobs)
+        each = read_json(summary)
+        seconds = float(np.mean([result["seconds"] for result in each.values()]))
+        return {int(seed): result["weighted_f1"] for seed, result in each.items()}, seconds
     if (directory / "config.json").exists():
         run = ["--resume", str(directory)]
     else:
         # A state is 100 MB: written every epoch, those of many runs would take longer than what a stop loses.
-        shared = ["--checkpoint-every", "10", *args.shared]
-        run = [*protocol, *shared, *flags.split(), "--out", str(directory), "--device", args.device]
-    threads = max(1, torch.get_num_threads() // args.jobs)
-    ended = subprocess.run(
-        [sys.executable, str(SCRIPT), *run],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )
-    if ended.returncode:
-        raise InputError(f"{name}: {ended.stderr.strip().splitlines()[-1]}")
-    each = utils.read_json(summary)["seeds"]
-    seconds = sum(utils.read_json(path)["seconds"]["total"] for path in directory.rglob("report.json"))
+        run += ["--checkpoint-every", "10", "--no-pictures", *own.shared, *flags.split(), "--out", str(directory)]
+    call(name, common.SCRIPT, run, own.jobs)
+    each = read_json(summary)["seeds"]
+    seconds = sum(read_json(path)["seconds"]["total"] for path in directory.rglob("report.json"))
     return {int(seed): row["test"]["weighted_f1"] for seed, row in each.items()}, seconds / len(each)
 
 
-def table(results: Mapping[str, tuple[Mapping[int, float], float]], flags: Mapping[str, str]) -> pd.DataFrame:
+def call(name: str, script: str | Path, argv: Sequence[str], jobs: int) -> None:
+    """Run a script of the project with its part of the cores.
+
+    Raises:
+        InputError: If it fails, with what it said last.
+    """
+    ended = subprocess.run(
+        [sys.executable, str(common.PROJECT / script), *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))},
+    )
+    if ended.returncode == 130:
+        raise KeyboardInterrupt
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
+        raise InputError(f"{name}: {said[-1]}")
+
+
+def table(results: Mapping[str, Result], flags: Mapping[str, str]) -> pd.DataFrame:
     """One line a row: mean, standard deviation (n - 1), extremes, difference to full, its p-value, seconds a seed."""
     full = results["full"][0]
     reference = np.array(list(full.values()))
@@ -141,57 +142,53 @@ def table(results: Mapping[str, tuple[Mapping[int, float], float]], flags: Mappi
 
 
 def build_parser() -> Parser:
-    """All flags; those that ``train_IEMOCAP.py`` has too mean the same."""
-    parser = Parser(description="What each part of GAN-FFN is worth.", formatter_class=HelpFormatter)
-    gru_baseline.add_data(parser)
-    parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2,3,4,5,6,7,8,9", help="one run each")
-    parser.add_argument("--folds", type=fold_choice, metavar="K", help="sessions, or a number of folds")
-    parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
+    """All flags."""
+    parser = common.make_parser("What each part of GAN-FFN is worth.", ["--features", "--demo", "--device"])
+    common.add_seeds(parser, "0,1,2,3,4,5,6,7,8,9")
+    common.add_folds(parser)
     parser.add_argument("--rows", metavar="LIST", help=f"among {', '.join(ROWS)}, gru, and modalities such as text")
-    parser.add_argument("--out", metavar="DIR", default="runs/accuracy", help="where runs and tables go")
-    parser.add_argument(
-        "--jobs", type=number(int, 1), default=1, metavar="N", help="rows at once; they share the cores"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", default="runs/accuracy", help="where runs and tables go")
+    whole = flag_type(Number(int, 1, 1000).parse)
+    parser.add_argument("--jobs", type=whole, default=1, metavar="N", help="rows at once; they share the cores")
     parser.add_argument("shared", nargs="*", metavar="-- FLAGS", help="flags of train_IEMOCAP.py for every row")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted."""
-    args = build_parser().parse_args(argv)
-    results: dict[str, tuple[dict[int, float], float]] = {}
-    status = 0
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            corpus = load_corpus(args)
-        flags = rows_for(list(corpus.dims))
-        names = list(dict.fromkeys(["full", *(args.rows.split(",") if args.rows else [*flags, "gru"])]))
-        if unknown := [name for name in names if name not in (*flags, "gru")]:
-            raise InputError(f"--rows {unknown[0]}: no such row; choose among {', '.join(flags)}, gru")
-        data = ["--demo"] if args.demo else ["--features", args.features]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            every = pool.map(lambda name: run_row(name, flags.get(name, ""), data, args), names)
-            for name, result in zip(names, every, strict=True):
-                results[name] = result
-                print(f"{name}: {gru_baseline.mean_and_deviation(list(result[0].values()))}", flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # the runs have had it too, and ended with a checkpoint
+    settings, own = common.parse(build_parser(), argv)
+    results: dict[str, Result] = {}
+    flags: dict[str, str] = {}
+    status = common.ending(lambda: run_rows(settings, own, flags, results))
+    if status == 130:
         print("Interrupted; the same command goes on.", file=sys.stderr)
-        status = 130
-        if not results:
-            return status
-    frame = table(results, flags)
-    utils.write_csv(Path(args.out) / "accuracy.csv", frame)
+    return show(table(results, flags), settings, own, status) if results and status != 2 else status
+
+
+def run_rows(settings: Settings, own: argparse.Namespace, flags: dict[str, str], results: dict[str, Result]) -> None:
+    """Train every row; what they come to goes into ``results``, and what they are into ``flags``."""
+    _, corpus = common.prepare(settings)
+    flags |= rows_for(list(corpus.dims))
+    names = list(dict.fromkeys(["full", *(own.rows.split(",") if own.rows else [*flags, "gru"])]))
+    if unknown := [name for name in names if name not in (*flags, "gru")]:
+        raise InputError(f"--rows {unknown[0]}: no such row; choose among {', '.join(flags)}, gru")
+    with ThreadPoolExecutor(own.jobs) as pool:
+        every = pool.map(lambda name: run_row(name, flags.get(name, ""), settings, own), names)
+        for name, result in zip(names, every, strict=True):
+            results[name] = result
+            print(f"{name}: {common.mean_and_deviation(list(result[0].values()))}", flush=True)
+
+
+def show(frame: pd.DataFrame, settings: Settings, own: argparse.Namespace, status: int) -> int:
+    """Print the table and write it. Returns the status."""
     points = frame.select_dtypes(float).columns.drop("p")
     shown = {column: frame[column].map("{:.2f}".format, na_action="ignore") for column in points}
-    text = gru_baseline.markdown(frame.assign(**shown))
-    if args.demo and not args.folds:
-        ceiling = synthetic_ceiling.ceiling(synthetic_corpus())
-        text += f"\nBest possible: {ceiling['context']:.2f}; from single utterances {ceiling['utterance']:.2f}.\n"
-    with replacing(Path(args.out) / "accuracy.md") as temporary:
+    text = common.markdown(frame.assign(**shown))
+    if settings.data.demo and not own.folds:
+        best = ceiling(synthetic_corpus())
+        text += f"\nBest possible: {best['context']:.2f}; from single utterances {best['utterance']:.2f}.\n"
+    write_csv(own.out / "accuracy.csv", frame)
+    with replacing(own.out / "accuracy.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
     return status

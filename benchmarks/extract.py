@@ -51,9 +51,7 @@ LINES = (
 
 def speed(folder: Path, count: int) -> list[str]:
     """Seconds of computing a second of media, by modality and encoder."""
-    rows = [
-        "| modality | encoder | utterances | media, s | took, s | real-time factor | CPU seconds a second, with loading |"
-    ]
+    rows = ["| modality | encoder | utterances | media, s | took, s | real time | CPU seconds a second |"]
     rows.append("|---|---|--:|--:|--:|--:|--:|")
     listing = _spoken(folder, count)
     length = sum(u.video.end for u in listing.utterances)

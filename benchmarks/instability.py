@@ -21,12 +21,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
+import common
 import numpy as np
 import pandas as pd
 import torch
-from gru_baseline import add_data, markdown, mean_and_deviation
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
@@ -35,29 +35,22 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric import seed_everything
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from dataloader import Corpus, Dialogue, Standardiser, batches, collate, hold_out_validation
-from files import InputError, TrainingError
+from dataloader import Corpus, Dialogue, batches, collate, hold_out_validation
+from experiment.evaluation import extract_fused
+from experiment.flags import Parser, flag_type
+from experiment.settings import Number, Settings
 from model import AdversarialFusion
 from train_IEMOCAP import (
     DISCRIMINATOR_LR_RATIO,
     REFERENCE_DISCRIMINATOR_LR_RATIO,
-    HelpFormatter,
-    Parser,
     adversarial_step,
-    extract_fused,
-    load_corpus,
-    loss_weights,
-    number,
     optimizer_of_discriminators,
-    seed_list,
 )
 
 
 @dataclass(frozen=True)
 class Game:
-    """How stage 1 is played; as it stands here, as the reference does."""
+    """How stage 1 is trained; as it stands here, as the reference does."""
 
     padding: bool = True  # whether padded positions count as utterances
     speed: float = REFERENCE_DISCRIMINATOR_LR_RATIO  # learning rate of discriminators over that of generators
@@ -78,18 +71,19 @@ ROWS = {
 }
 
 
-def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], args: argparse.Namespace) -> AdversarialFusion:
+def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], settings: Settings) -> AdversarialFusion:
     """The fusion after stage 1."""
+    lr, device = settings.fusion.lr, settings.run.device
     fusion = AdversarialFusion(corpus.dims, relativistic=game.relativistic)
-    fusion.to(args.device).train()
+    fusion.to(device).train()
     generating = nn.ModuleList([fusion.generators, fusion.decoders])
-    generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=args.GAN_lr)
-    discriminator_optimizer = optimizer_of_discriminators(fusion, game.speed * args.GAN_lr)
-    weights = loss_weights(game.adversary, game.tied)
-    loader = batches(dialogues, args.batch_size, torch.Generator().manual_seed(torch.initial_seed()))
-    for epoch in range(1, args.epochs + 1):
+    generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=lr)
+    discriminator_optimizer = optimizer_of_discriminators(fusion, game.speed * lr)
+    weights = {"adversarial": game.adversary, "matching": game.adversary * game.tied, "reconstruction": game.tied}
+    loader = batches(dialogues, settings.run.batch_size, torch.Generator().manual_seed(torch.initial_seed()))
+    for epoch in range(1, settings.fusion.epochs + 1):
         for batch in loader:
-            batch = batch.to(args.device)
+            batch = batch.to(device)
             # The generators read padding too, else what they made of it would be the zeros of the real side.
             if game.padding:
                 batch = replace(batch, mask=torch.ones_like(batch.mask))
@@ -101,24 +95,24 @@ def train(game: Game, corpus: Corpus, dialogues: Sequence[Dialogue], args: argpa
 
 @torch.no_grad()
 def look(
-    fusion: AdversarialFusion, train: Sequence[Dialogue], valid: Sequence[Dialogue], args: argparse.Namespace
+    fusion: AdversarialFusion, train: Sequence[Dialogue], valid: Sequence[Dialogue], device: str
 ) -> dict[str, float]:
     """The columns of the table for one fusion."""
-    batch = collate(valid).to(args.device)
+    batch = collate(valid).to(device)
     whole = fusion(batch)
     fused = {m: f[batch.mask] for m, f in whole.items()}
     real = fusion.real(batch)
-    dialogue = torch.arange(len(valid), device=args.device).unsqueeze(1).expand_as(batch.mask)[batch.mask]
+    dialogue = torch.arange(len(valid), device=device).unsqueeze(1).expand_as(batch.mask)[batch.mask]
     elsewhere = dialogue.unsqueeze(1) != dialogue
     wins, kept = [], []
     for m, k in fusion.pairs:
         wins.append((fusion.discriminators[k](real[k]) > fusion.discriminators[k](fused[m])).double().mean().item())
         near = F.normalize(fused[m], dim=-1) @ F.normalize(real[k], dim=-1).T
         nearest = near.masked_fill(elsewhere, -torch.inf).argmax(1)
-        kept.append((nearest == torch.arange(len(nearest), device=args.device)).double().mean().item())
+        kept.append((nearest == torch.arange(len(nearest), device=device)).double().mean().item())
     generators = [terms["adversarial"].item() for terms in fusion.generator_losses(batch, whole).values()]
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    probe.fit(np.hstack(list(extract_fused(fusion, train, args).values())), np.concatenate([d.labels for d in train]))
+    probe.fit(np.hstack(list(extract_fused(fusion, train).values())), np.concatenate([d.labels for d in train]))
     predicted = probe.predict(torch.cat(list(fused.values()), dim=-1).cpu().numpy())
     return {
         "D wins most, %": 100 * max(wins),
@@ -131,42 +125,40 @@ def look(
 
 
 def build_parser() -> Parser:
-    """All flags; those that ``train_IEMOCAP.py`` has too mean the same."""
-    parser = Parser(description="Why the reference was unstable.", formatter_class=HelpFormatter)
-    add_data(parser)
-    parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2,3,4", help="one run of each row each")
-    parser.add_argument("--epochs", type=number(int, 1), metavar="N", default=30, help="of stage 1")
-    parser.add_argument("--GAN-lr", type=number(float, 0, above=True), metavar="LR", default=1e-3, help="of generators")
-    parser.add_argument("--batch-size", type=number(int, 1), metavar="B", default=32, help="dialogues a step")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    """All flags."""
+    parser = common.make_parser("Why the reference was unstable.", (*common.DATA, "--GAN-lr", "--device"))
+    common.add_seeds(parser, "0,1,2,3,4")
+    whole = flag_type(Number(int, 1, 100_000).parse)
+    parser.add_argument("--epochs", type=whole, metavar="N", default=30, help="of stage 1")
+    parser.add_argument("--batch-size", type=whole, metavar="B", default=32, help="dialogues a step")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
-    args = build_parser().parse_args(argv)
-    lines, status = [], 0
-    try:
-        corpus = load_corpus(args)
-        parts = [hold_out_validation(corpus, 0.2, seed) for seed in args.seeds]
-        for name, game in ROWS.items():
-            figures = []
-            for seed, part in zip(args.seeds, parts, strict=True):
-                seed_everything(seed)
-                standardise = Standardiser.fit(part.split("train"))
-                known, held_out = ([standardise(d) for d in part.split(split)] for split in ("train", "valid"))
-                figures.append(look(train(game, corpus, known, args), known, held_out, args))
-            columns = {title: mean_and_deviation([f[title] for f in figures]) for title in figures[0]}
-            lines.append({"stage 1": name, **columns})
-            print(f"{name}: {columns}", flush=True)
-    except (InputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        status = 130
+    settings, own = common.parse(build_parser(), argv, Settings().replace(run__device="cpu"))
+    settings = settings.replace(fusion__epochs=own.epochs, run__batch_size=own.batch_size)
+    lines: list[dict[str, Any]] = []
+    status = common.ending(lambda: train_all(settings, own, lines))
     if lines:
-        print(f"\n{markdown(pd.DataFrame(lines))}")
+        print(f"\n{common.markdown(pd.DataFrame(lines))}")
     return status
+
+
+def train_all(settings: Settings, own: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
+    """Train every row with every seed; the lines of the table go into ``lines``."""
+    settings, corpus = common.prepare(settings)
+    parts = [hold_out_validation(corpus, 0.2, seed) for seed in own.seeds]
+    for name, game in ROWS.items():
+        figures = []
+        for seed, part in zip(own.seeds, parts, strict=True):
+            seed_everything(seed)
+            data = common.standardised(part)
+            fusion = train(game, corpus, data["train"], settings)
+            figures.append(look(fusion, data["train"], data["valid"], settings.run.device))
+        columns = {title: common.mean_and_deviation([f[title] for f in figures]) for title in figures[0]}
+        lines.append({"stage 1": name, **columns})
+        print(f"{name}: {columns}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,32 +20,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import common
 import numpy as np
 import pandas as pd
-from gru_baseline import markdown, mean_and_deviation
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import utils
 from dataloader import Corpus, Dialogue
-from files import InputError, TrainingError
-from train_IEMOCAP import (
-    HelpFormatter,
-    Merge,
-    Parser,
-    build_network,
-    choose_device,
-    evaluate,
-    load_corpus,
-    load_standardiser,
-    load_weights,
-    modality_shares,
-    number,
-    parse_args,
-    run_seed,
-    seed_list,
-    shape_of,
-)
+from experiment.flags import Merge, Parser, flag_type, parse_args
+from experiment.run_directory import write_csv
+from experiment.settings import Number, Probabilities, Settings
+from experiment.trained import best_weights, build_network, load_standardiser, load_weights, shape_of
+from train_IEMOCAP import run_seed
 
 MODELS = ("as it is", "--drop-modality")
 
@@ -60,57 +44,57 @@ def without(dialogues: Sequence[Dialogue], modality: str, share: float, seed: in
     ]
 
 
-def run(args: argparse.Namespace, corpus: Corpus, shares: Sequence[float]) -> list[dict[str, float | str]]:
+def run(settings: Settings, corpus: Corpus, shares: Sequence[float]) -> list[dict[str, float | str]]:
     """Train one model.
 
     Returns:
         A row for each modality and share, with the weighted F1 on test in percent.
     """
+    seed = settings.run.seed
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         with contextlib.redirect_stdout(io.StringIO()):
-            figures = run_seed(args, corpus, directory)
+            figures = run_seed(settings, corpus, directory)
         if "interrupted" in figures:
             raise KeyboardInterrupt
-        network = build_network(args, shape_of(corpus)).to(args.device)
-        load_weights(network, directory / "checkpoints" / "best.safetensors")
+        network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
+        load_weights(network, best_weights(directory))
         standardise = load_standardiser(directory)
     test = [standardise(d) for d in corpus.split("test")]
-    rows = []
-    for modality in corpus.dims:
-        for share in shares:
-            predicted = evaluate(network, without(test, modality, share, args.seed), args)
-            f1 = utils.score(*predicted, corpus.label_names)["weighted_f1"]
-            rows.append({"seed": args.seed, "modality": modality, "missing": share, "weighted_f1": f1})
-    return rows
+    return [
+        {
+            "seed": seed,
+            "modality": modality,
+            "missing": share,
+            "weighted_f1": common.weighted_f1(network, without(test, modality, share, seed)),
+        }
+        for modality in corpus.dims
+        for share in shares
+    ]
 
 
 def table(rows: pd.DataFrame) -> str:
     """A Markdown table: mean ± standard deviation (n - 1) over seeds for each modality, share and model."""
-    cells = rows.groupby(["modality", "missing", "model"], sort=False)["weighted_f1"].agg(mean_and_deviation)
+    cells = rows.groupby(["modality", "missing", "model"], sort=False)["weighted_f1"].agg(common.mean_and_deviation)
     frame = cells.unstack("model").reindex(columns=list(MODELS)).reset_index()
-    return markdown(frame.assign(missing=frame["missing"].map("{:.0%}".format)))
+    return common.markdown(frame.assign(missing=frame["missing"].map("{:.0%}".format)))
 
 
 def share_list(text: str) -> list[float]:
-    """A flag's type: shares with commas between."""
-    return [number(float, 0, 1)(part) for part in text.split(",")]
+    """Shares with commas between."""
+    return [Number(float, 0, 1).parse(part) for part in text.split(",")]
 
 
 def build_parser() -> Parser:
     """All flags."""
-    parser = Parser(
-        description="Weighted F1 against the share of test utterances that lack a modality.",
-        formatter_class=HelpFormatter,
+    parser = common.make_parser("Weighted F1 against the share of test utterances that lack a modality.", common.DATA)
+    common.add_seeds(parser, "0,1,2")
+    parser.add_argument(
+        "--shares", type=flag_type(share_list), metavar="LIST", default="0,0.1,0.3,0.5,0.7,1", help="missing"
     )
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--features", metavar="FILE", help="the feature file")
-    data.add_argument("--demo", action="store_true", help="the synthetic corpus instead of a file")
-    parser.add_argument("--seeds", type=seed_list, metavar="LIST", default="0,1,2", help="two models each")
-    parser.add_argument("--shares", type=share_list, metavar="LIST", default="0,0.1,0.3,0.5,0.7,1", help="missing")
     parser.add_argument(
         "--drop-modality",
-        type=modality_shares,
+        type=flag_type(Probabilities().parse),
         action=Merge,
         metavar="LIST",
         help="what the second model is trained with (default: 0.3 for each modality there is)",
@@ -122,33 +106,33 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
-    args = build_parser().parse_args(argv)
-    flags = parse_args([*args.flags, "--no-tensorboard", *(["--demo"] if args.demo else ["--features", args.features])])
-    results, status = [], 0
-    try:
-        flags.device = choose_device(flags)
-        corpus = load_corpus(flags)
-        drop = args.drop_modality or dict.fromkeys(corpus.dims, 0.3)
-        if args.csv:
-            utils.write_csv(args.csv, [])  # refused now rather than after the training
-        for seed in args.seeds:
-            for model, shares in zip(MODELS, (None, drop), strict=True):
-                of_run = argparse.Namespace(**{**vars(flags), "seed": seed, "drop_modality": shares})
-                rows = pd.DataFrame(run(of_run, corpus, args.shares)).assign(model=model)
-                results.append(rows)
-                whole = rows["weighted_f1"].iloc[0]
-                print(f"Seed {seed}, {model}: {whole:.2f} with {args.shares[0]:.0%} missing", file=sys.stderr)
-            if args.csv:
-                utils.write_csv(args.csv, pd.concat(results))
-    except (InputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        status = 130
+    parser = build_parser()
+    more = parse_args([*parser.parse_args(argv).flags, "--no-tensorboard", "--no-pictures"]).settings
+    settings, own = common.parse(parser, argv, more)
+    results: list[pd.DataFrame] = []
+    drop: dict[str, float] = dict(own.drop_modality or {})
+    status = common.ending(lambda: train_all(settings, own, drop, results))
     if results:
         print(f"The second model: --drop-modality {','.join(f'{m}:{share:g}' for m, share in drop.items())}\n")
         print(table(pd.concat(results)))
     return status
+
+
+def train_all(settings: Settings, own: argparse.Namespace, drop: dict[str, float], results: list[pd.DataFrame]) -> None:
+    """Train both models for every seed; their rows go into ``results``, and into ``drop`` what it is by default."""
+    settings, corpus = common.prepare(settings)
+    drop |= {} if drop else dict.fromkeys(corpus.dims, 0.3)
+    if own.csv:
+        write_csv(own.csv, [])  # refused now rather than after the training
+    for seed in own.seeds:
+        for model, shares in zip(MODELS, (None, drop), strict=True):
+            of_run = settings.replace(run__seed=seed, augmentation__drop_modality=shares)
+            rows = pd.DataFrame(run(of_run, corpus, own.shares)).assign(model=model)
+            results.append(rows)
+            whole = rows["weighted_f1"].iloc[0]
+            print(f"Seed {seed}, {model}: {whole:.2f} with {own.shares[0]:.0%} missing", file=sys.stderr)
+        if own.csv:
+            write_csv(own.csv, pd.concat(results))
 
 
 if __name__ == "__main__":

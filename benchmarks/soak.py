@@ -8,7 +8,6 @@ right after it, where a file is whole and the next not begun. Only what is under
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -19,17 +18,18 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import pandas as pd
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import train_IEMOCAP
+from experiment.flags import flag_type
+from experiment.settings import Number
 from feature_files import write_nine_tuple
 from synthetic import synthetic_corpus
 
@@ -63,9 +63,6 @@ def bits(directory: Path) -> dict[str, Any]:
         name = str(path.relative_to(directory))
         if path.name.startswith("events."):
             found["tensorboard/events"] = [*found.get("tensorboard/events", []), events(path)]
-        elif path.name == "config.json":  # it names the directory, and nothing else may differ
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found[name] = {**content, "flags": {**content["flags"], "out": None}}
         elif path.suffix == ".json":
             found[name] = without_times(json.loads(path.read_text(encoding="utf-8")))
         elif path.name in ("GAN_loss.csv", "history.csv"):
@@ -170,13 +167,14 @@ def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print
     return identical
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100, help="how many runs to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants")
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script. Returns the exit status: 0 if every run ended alike, else 1."""
+    parser = common.make_parser(__doc__.splitlines()[0], ["--seed"])
+    whole = flag_type(Number(int, 1, 1_000_000).parse)
+    parser.add_argument("--kills", type=whole, metavar="N", default=100, help="how many runs to kill")
+    settings, own = common.parse(parser, argv, needs_data=False)
     with tempfile.TemporaryDirectory() as folder:
-        return 0 if soak(Path(folder), args.kills, args.seed) == args.kills else 1
+        return 0 if soak(Path(folder), own.kills, settings.run.seed) == own.kills else 1
 
 
 if __name__ == "__main__":

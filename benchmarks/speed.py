@@ -1,46 +1,54 @@
 """How long the default job takes, and how much memory.
 
     python benchmarks/speed.py
+    python benchmarks/speed.py --beside 3
     python benchmarks/speed.py -- --epochs 5 --device cpu
 
 Runs ``train_IEMOCAP.py --demo`` as a process of its own, with the flags after ``--``, and prints a Markdown table. The
-very first run on a machine also pays for reading the packages from disk: take the second.
+very first run on a machine also pays for reading the packages from disk: take the second. With ``--beside N``, N
+processes that do nothing but count run beside it, as other people's jobs do on a machine that shares its cores.
 """
 
 from __future__ import annotations
 
 # The standard library only: this process must neither warm the packages up for the one it measures, nor be so large
 # that the operating system counts its size into the other's peak memory.
-import argparse
 import csv
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-SCRIPT = Path(__file__).resolve().parent.parent / "train_IEMOCAP.py"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from experiment.flags import Parser, flag_type
+from experiment.settings import Number
+from files import InputError
+
+PROJECT = Path(__file__).resolve().parent.parent
+SCRIPT = PROJECT / "train_IEMOCAP.py"
 CURVES = {"stage 1": "GAN_loss.csv", "stage 2": "history.csv"}
 POLL = 0.01  # seconds
 
 
-class InputError(ValueError):
-    """A mistake in what the user gave us, as the one of dataloader.py, whose import takes seconds."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+# Ends with its parent even where that is killed and can end nobody.
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,26 @@ def watch(command: Sequence[str], curves: Sequence[Path]) -> Watched:
         process.wait()
         raise
     return Watched(process.returncode, time.perf_counter() - started, appeared, peak_mebibytes())
+
+
+@contextmanager
+def busy(count: int) -> Iterator[list[subprocess.Popen]]:
+    """So many processes that keep a core busy each, ended with the block however it ends."""
+    beside: list[subprocess.Popen] = []
+    try:
+        for _ in range(count):
+            beside.append(subprocess.Popen([sys.executable, "-c", BUSY]))
+        yield beside
+    finally:
+        for process in beside:
+            process.kill()
+        for process in beside:
+            process.wait()
+
+
+def stop(number: int, frame: object) -> None:
+    """End as Ctrl-C does, so that what was started ends too."""
+    raise KeyboardInterrupt
 
 
 def peak_mebibytes() -> float:
@@ -148,22 +176,26 @@ def build_parser() -> Parser:
     """All flags."""
     parser = Parser(
         description="Time the default job: train_IEMOCAP.py --demo.",
-        usage="%(prog)s [-h] [-- FLAG ...]",
+        usage="%(prog)s [-h] [--beside N] [-- FLAG ...]",
     )
+    count = flag_type(Number(int, 0, 1000).parse)
+    parser.add_argument("--beside", type=count, metavar="N", default=0, help="busy processes beside the job")
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="more flags for train_IEMOCAP.py (default: none)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted, else that of the job."""
-    flags = build_parser().parse_args(argv).flags
+    own = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, stop)
     try:
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory() as temporary, busy(own.beside):
             directory = Path(temporary) / "run"
-            watched = watch(job(flags, directory), [directory / name for name in CURVES.values()])
+            watched = watch(job(own.flags, directory), [directory / name for name in CURVES.values()])
             if watched.status:  # the job has said why
                 return watched.status if watched.status > 0 else 128 - watched.status
-            print(table(measurements(directory, watched)))
+            rows = measurements(directory, watched)
+            print(table({**rows, "busy processes beside it": str(own.beside)}))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,6 +23,15 @@ def say(text: str) -> None:
         mute()
 
 
+def announce(
+    data: str, splits: Mapping[str, int], dims: Mapping[str, int], parameters: int, device: str, out: str
+) -> None:
+    """Say in a line what is about to be trained, on what and into which directory."""
+    dialogues = ", ".join(f"{count} {split}" for split, count in splits.items())
+    features = ", ".join(f"{m} {d}" for m, d in dims.items())
+    say(f"{data}: dialogues {dialogues}; features {features}; {parameters:,} parameters on {device}; into {out}")
+
+
 def mute() -> None:
     """Send what else goes to standard output nowhere."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends

@@ -15,6 +15,8 @@ from torch import Tensor
 
 import utils
 from dataloader import IGNORE_LABEL, Corpus, Dialogue, Standardiser, batches
+from experiment import calibration
+from experiment.calibration import Calibration
 from experiment.console import say
 from experiment.run import Run
 from experiment.run_directory import write_csv, write_json
@@ -86,6 +88,8 @@ def report(
     best_on_test: bool,
     pictures: bool,
     interrupted: str | None,
+    fusion: Mapping[str, Any] | None = None,
+    out_of_fold: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> dict[str, Any]:
     """Score the chosen weights, write the run's files and print the report. The test split is scored here only.
 
@@ -97,6 +101,9 @@ def report(
         best_on_test: Whether to show also what looking at the test split would have chosen.
         pictures: Whether to draw them.
         interrupted: Where the run was stopped, if it was.
+        fusion: How well stage 1 has fused, if it was trained.
+        out_of_fold: Labels and probabilities of training dialogues under networks that had not seen them, a pair a
+            fold, to fit the temperature on; without, it is fitted on the validation split, if there is one.
 
     Returns:
         What ``report.json`` holds; ``interrupted`` alone where stage 2 has finished no epoch.
@@ -110,8 +117,10 @@ def report(
         return {"interrupted": interrupted}
     chosen = best_epoch(history)
     load_weights(network, best_weights(run.directory))
+    temperature = fit_calibration(network, data, out_of_fold)
+    calibration.save(run.directory, temperature)
     heading = f"Interrupted at {interrupted}; this is epoch {chosen}.\n" if interrupted else ""
-    scores, text = assess(network, data, label_names, run.directory, heading=heading, pictures=pictures)
+    scores, text = assess(network, data, label_names, run.directory, temperature, heading=heading, pictures=pictures)
     on_test = {}
     if best_on_test:
         best = next(row for row in history if row["epoch"] == best_epoch(history, "test"))
@@ -124,6 +133,7 @@ def report(
     figures = {
         **scores,
         **on_test,
+        **({"fusion": dict(fusion)} if fusion else {}),
         "best_epoch": chosen,
         "parameters": sum(p.numel() for p in network.parameters()),
         "seconds": {**seconds, "total": sum(seconds.values()) + time.perf_counter() - started},
@@ -135,39 +145,116 @@ def report(
     return figures
 
 
+def fit_calibration(
+    network: GANFFN,
+    data: Mapping[str, Sequence[Dialogue]],
+    out_of_fold: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+) -> Calibration | None:
+    """The temperature of a network, fitted on dialogues it has not learnt from; None where there are none."""
+    if out_of_fold:
+        labels, probabilities = (np.concatenate(parts) for parts in zip(*out_of_fold, strict=True))
+        source, dialogues = "out of fold", len(data["train"])
+    elif "valid" in data:
+        labels, probabilities = evaluate(network, data["valid"])
+        source, dialogues = "valid", len(data["valid"])
+    else:
+        return None
+    known = int((labels != IGNORE_LABEL).sum())
+    fitted = calibration.fit_temperature(labels, probabilities)
+    return Calibration(fitted, source, dialogues, known) if known else None
+
+
 def assess(
     network: GANFFN,
     data: Mapping[str, Sequence[Dialogue]],
     label_names: Sequence[str],
     directory: Path | None,
+    temperature: Calibration | None = None,
     *,
     heading: str = "",
     pictures: bool = True,
 ) -> tuple[dict[str, Any], str]:
     """Score a network and, where a directory is given, write the report, predictions and pictures there.
 
+    Args:
+        network: In whatever mode.
+        data: Split to standardised dialogues.
+        label_names: Names of the classes.
+        directory: Where files go.
+        temperature: Of the network.
+        heading: What comes before the report.
+        pictures: Whether to draw them.
+
     Returns:
-        The scores of ``test`` and ``valid``, None of a validation split that there is not, and the report's text.
+        As `assess_predictions`.
     """
     predictions = {split: evaluate(network, dialogues) for split, dialogues in data.items()}
+    calibrated = {split: temperature(p) for split, (_, p) in predictions.items()} if temperature else None
+    scores, text = assess_predictions(
+        predictions, calibrated, data, label_names, directory, temperature, heading=heading, pictures=pictures
+    )
+    if directory and pictures:
+        from experiment import plots  # matplotlib takes a second to import
+
+        fused, labels = extract_fused(network.fusion, data["test"]), predictions["test"][0]
+        plots.plot_fused_features(fused, labels, label_names, directory / "fused_features.png")
+    return scores, text
+
+
+def assess_predictions(
+    predictions: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    calibrated: Mapping[str, np.ndarray] | None,
+    data: Mapping[str, Sequence[Dialogue]],
+    label_names: Sequence[str],
+    directory: Path | None,
+    temperature: Calibration | None = None,
+    *,
+    heading: str = "",
+    pictures: bool = True,
+) -> tuple[dict[str, Any], str]:
+    """Score what one or several networks said and, where a directory is given, write it there.
+
+    Args:
+        predictions: Split to labels ``[N]`` and the networks' own probabilities ``[N, C]``.
+        calibrated: Split to calibrated probabilities; None where there are none.
+        data: Split to dialogues.
+        label_names: Names of the classes.
+        directory: Where files go.
+        temperature: Of the network, if it is one.
+        heading: What comes before the report.
+        pictures: Whether to draw them.
+
+    Returns:
+        The scores of ``test`` and ``valid``, None of a validation split that there is not, ``calibration`` on test,
+        and the report's text.
+    """
     scores = {
         split: utils.score(*predictions[split], label_names) if split in predictions else None
         for split in ("test", "valid")
     }
+    after = calibrated["test"] if calibrated else None
+    scores["calibration"] = calibration.figures(*predictions["test"], after, temperature)
     text = heading + utils.report_text(*predictions["test"], label_names)
     if directory:
         with replacing(directory / "report.txt") as temporary:
             temporary.write_text(text, encoding="utf-8")
-        probabilities = {split: probability for split, (_, probability) in predictions.items()}
-        write_csv(directory / "predictions.csv", prediction_table(data, probabilities, label_names))
+        probabilities = calibrated or {split: probability for split, (_, probability) in predictions.items()}
+        write_predictions(directory / "predictions.csv", prediction_table(data, probabilities, label_names))
     if directory and pictures:
         from experiment import plots  # matplotlib takes a second to import
 
-        matrix = scores["test"]["confusion_matrix"]
-        plots.plot_confusion_matrix(matrix, label_names, directory / "confusion_matrix.png")
-        fused, labels = extract_fused(network.fusion, data["test"]), predictions["test"][0]
-        plots.plot_fused_features(fused, labels, label_names, directory / "fused_features.png")
+        plots.plot_confusion_matrix(scores["test"]["confusion_matrix"], label_names, directory / "confusion_matrix.png")
+        known = predictions["test"][0] != IGNORE_LABEL
+        named = {"uncalibrated": predictions["test"][1]} | ({} if after is None else {"calibrated": after})
+        curves = {name: calibration.reliability(predictions["test"][0][known], p[known]) for name, p in named.items()}
+        plots.plot_reliability(curves, directory / "reliability.png")
     return scores, text
+
+
+def write_predictions(path: Path, table: pd.DataFrame) -> None:
+    """Write a table of predictions, its probabilities with 6 decimals."""
+    numbers = [name for name in table if name == "confidence" or str(name).startswith("p_")]
+    write_csv(path, table.round(dict.fromkeys(numbers, 6)))
 
 
 def draw_curves(run: Run, even: tuple[float, float]) -> None:
@@ -181,16 +268,10 @@ def draw_curves(run: Run, even: tuple[float, float]) -> None:
         plots.plot_training_curves(classifier, best_epoch(classifier), run.directory / "training_curves.png")
 
 
-def _labels(dialogues: Sequence[Dialogue]) -> pd.Series:
-    """The labels ``[N]`` for a table: empty cells where there is none."""
-    labels = pd.Series(np.concatenate([d.labels for d in dialogues]))
-    return labels.astype("Int64").mask(labels == IGNORE_LABEL) if (labels == IGNORE_LABEL).any() else labels
-
-
 def prediction_table(
     splits: Mapping[str, Sequence[Dialogue]], probabilities: Mapping[str, np.ndarray], label_names: Sequence[str]
 ) -> pd.DataFrame:
-    """One row an utterance: split, dialogue, utterance, speaker, label, predicted, a probability a class.
+    """One row an utterance: its split, then what `utterance_table` says of it.
 
     Args:
         splits: Split to dialogues.
@@ -199,16 +280,45 @@ def prediction_table(
     """
     frames = []
     for split, dialogues in splits.items():
-        frame = pd.DataFrame(
-            {
-                "split": split,
-                "dialogue": np.repeat([d.id for d in dialogues], [len(d) for d in dialogues]),
-                "utterance": [u for d in dialogues for u in d.utterances],
-                "speaker": [s for d in dialogues for s in d.speakers],
-                "label": _labels(dialogues),
-                "predicted": probabilities[split].argmax(1),
-            }
-        )
-        frame[[f"p_{name}" for name in label_names]] = probabilities[split]
+        frame = utterance_table(dialogues, probabilities[split], label_names)
+        frame.insert(0, "split", split)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def utterance_table(
+    dialogues: Sequence[Dialogue], probabilities: np.ndarray | None, label_names: Sequence[str]
+) -> pd.DataFrame:
+    """One row an utterance.
+
+    Args:
+        dialogues: Whose utterances.
+        probabilities: ``[N, C]`` in their order, or None for the utterances alone.
+        label_names: C names.
+
+    Returns:
+        ``dialogue``, ``utterance``, ``turn`` (from 1), ``speaker``, ``sentence``; where there is any label ``label``
+        (number) and ``label_name``, empty where there is none; with probabilities ``predicted`` (number), ``emotion``
+        (name), ``confidence``, ``correct`` where there is a label, and ``p_NAME`` for each class.
+    """
+    table = {
+        "dialogue": np.repeat([d.id for d in dialogues], [len(d) for d in dialogues]),
+        "utterance": [u for d in dialogues for u in d.utterances],
+        "turn": np.concatenate([np.arange(1, len(d) + 1) for d in dialogues]),
+        "speaker": [s for d in dialogues for s in d.speakers],
+        "sentence": [s for d in dialogues for s in d.sentences],
+    }
+    labels = np.concatenate([d.labels for d in dialogues])
+    known, names = labels != IGNORE_LABEL, np.array(label_names, dtype=object)
+    if known.any():
+        column = pd.Series(labels)
+        table["label"] = column if known.all() else column.astype("Int64").mask(~known)
+        table["label_name"] = np.where(known, names[labels.clip(min=0)], "")
+    if probabilities is None:
+        return pd.DataFrame(table)
+    predicted = probabilities.argmax(1)
+    table |= {"predicted": predicted, "emotion": names[predicted], "confidence": probabilities.max(1)}
+    if known.any():
+        right = pd.Series(predicted == labels)
+        table["correct"] = right if known.all() else right.astype("boolean").mask(~known)
+    return pd.DataFrame(table | {f"p_{name}": probabilities[:, k] for k, name in enumerate(label_names)})

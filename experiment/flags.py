@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,9 +215,10 @@ def _resumed(parser: Parser, given: dict[str, Any], chosen: Mapping[str, Any], c
     if not given["resume"]:
         parser.error("--resume: name the run, or give its directory with --out")
     path = Path(given["resume"]) / "config.json"
-    settings = s.from_file(path)
+    config_of_run = s.read_run(path)
+    settings = s.from_json(config_of_run["settings"], str(path))
     try:
-        plan = json.loads(path.read_text(encoding="utf-8")).get("plan") or {}
+        plan = config_of_run.get("plan") or {}
         seeds = s.parse_seeds(",".join(str(int(x)) for x in plan["seeds"])) if plan.get("seeds") else None
         folds = s.parse_folds(str(plan["folds"])) if plan.get("folds") else None
         over = s.Choice(("all", "train")).check(plan.get("folds_over", "all"))

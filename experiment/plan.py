@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import utils
-from dataloader import Corpus, cross_validation
+from dataloader import IGNORE_LABEL, Corpus, cross_validation
 from experiment.console import say
-from experiment.run_directory import drop_states, locked, read_json, write_json
-from experiment.settings import Settings
+from experiment.run_directory import drop_states, locked, write_json
+from experiment.settings import Settings, read_json
+from files import InputError, InterruptedRunError
 
 Figures = Mapping[str, Any]
+LEAST = 5e-7  # half of the last of 6 decimals
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,74 @@ def spoken(name: str) -> list[str]:
     return [f"{part[:4]} {part[4:]}" for part in name.split("/")]
 
 
+def out_of_fold(
+    settings: Settings, corpus: Corpus, directory: Path, train: Callable[[Settings, Corpus, Path], Figures]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Training dialogues under networks that had not seen them: the same training, once for each fold of them.
+
+    Args:
+        settings: Of the run; ``run.calibrate`` says how many folds.
+        corpus: With the run's splits.
+        directory: Of the run, for the folds' while they train.
+        train: Trains one run.
+
+    Returns:
+        Labels ``[N]`` and probabilities ``[N, C]`` of each fold.
+
+    Raises:
+        InputError: If the training dialogues cannot be so divided.
+        InterruptedRunError: If a training is stopped.
+    """
+    one = settings.replace(run__calibrate=None, run__pictures=False, run__tensorboard=False)
+    found, folder = [], directory / "calibration"
+    for fold, part in calibration_folds(settings, corpus).items():
+        say(f"To calibrate, fold {fold}")
+        (folder / fold).mkdir(parents=True, exist_ok=True)
+        figures = train_or_read(PlannedRun(fold, one, part), folder / fold, train)
+        if "interrupted" in figures:
+            raise InterruptedRunError(f"calibration, fold {fold}: {figures['interrupted']}")
+        test = read_predictions(folder / fold)
+        found.append((test["label"].to_numpy(), test.filter(regex="^p_").to_numpy()))
+    shutil.rmtree(folder)
+    return found
+
+
+def calibration_folds(settings: Settings, corpus: Corpus) -> dict[str, Corpus]:
+    """The folds of the training dialogues that ``--calibrate`` asks for.
+
+    Raises:
+        InputError: If the training dialogues cannot be so divided.
+    """
+    try:
+        return cross_validation(corpus, settings.run.calibrate, over="train")
+    except InputError as error:
+        raise InputError(str(error).replace("--folds", "--calibrate")) from None
+
+
+def read_predictions(directory: Path, split: str = "test") -> pd.DataFrame:
+    """What a run said of a split, as its ``predictions.csv`` has it.
+
+    A probability that 6 decimals write as 0 is taken for half of the last of them, and a missing label for
+    `IGNORE_LABEL`.
+
+    Raises:
+        InputError: If it is not there or is no such table.
+    """
+    path = directory / "predictions.csv"
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values={"label": [""]}, encoding="utf-8")
+        table = table[table["split"] == split].reset_index(drop=True)
+        if "label" in table:
+            table["label"] = table["label"].astype(float).fillna(IGNORE_LABEL).astype(int)
+        columns = [name for name in table if name.startswith("p_")]
+        table[columns] = table[columns].astype(float).clip(lower=LEAST)
+        return table
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name the directory of a finished run") from None
+    except (ValueError, KeyError):
+        raise InputError(f"{path}: no table of predictions; the run directory is damaged") from None
+
+
 def summarise_tree(directory: Path, finished: Mapping[str, Figures]) -> Figures:
     """Summarise the folds of each seed, then the seeds; or the only kind there is. Returns the overall means."""
     groups: dict[str, dict[str, Figures]] = {}
@@ -106,7 +178,7 @@ def summarise_tree(directory: Path, finished: Mapping[str, Figures]) -> Figures:
     return summarise(directory, means) if means else {}
 
 
-def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, dict[str, float]]:
+def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, Any]:
     """Write, draw and print mean, standard deviation (n - 1; none of a single run), interval and each run's figures.
 
     Args:
@@ -114,7 +186,7 @@ def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, dict
         figures: Name of the run, ``seed0`` or ``foldSes01``, to its report or to the means over its folds.
 
     Returns:
-        The means of ``test`` and ``valid``.
+        The means of ``test`` and ``valid``, each class's F1 on test among them.
     """
     from experiment import plots  # matplotlib takes a second to import
 
@@ -125,19 +197,133 @@ def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, dict
         for split in ("test", "valid")
         if all(each.get(split) for each in figures.values())
     }
-    means = {split: frame.mean().to_dict() for split, frame in table.items()}
+    means: dict[str, Any] = {split: frame.mean().to_dict() for split, frame in table.items()}
     statistics = {"standard_deviation": utils.deviation, "interval_95": utils.interval}
     summary = {f"{kind}s": {name: dict(each) for name, each in figures.items()}, "mean": means} | {
         name: {split: {c: statistic(frame[c]) for c in frame} for split, frame in table.items()}
         for name, statistic in statistics.items()
     }
+    classes = class_table(figures)
+    if classes is not None:
+        summary["per_class_f1"] = {
+            name: {"mean": float(column.mean()), "standard_deviation": utils.deviation(column)}
+            for name, column in classes.items()
+        }
+    chosen = [each["chosen_on_test"]["weighted_f1"] for each in figures.values() if each.get("chosen_on_test")]
+    if len(chosen) == len(figures):
+        spread = utils.deviation(pd.Series(chosen))
+        summary["chosen_on_test"] = {"weighted_f1": float(np.mean(chosen)), "standard_deviation": spread}
+    said = predictions_of(directory, kind, list(figures))
+    extra = {}
+    if said is not None:
+        name = "pooled" if kind == "fold" else "ensemble"
+        extra[name] = utils.score(said["label"].to_numpy(), said.filter(regex="^p_").to_numpy(), class_names(said))
+        summary |= extra
     write_json(directory / "summary.json", summary)
     plots.plot_spread(dict(zip(figures, table["test"]["weighted_f1"], strict=True)), kind, directory / "spread.png")
-    lines = [f"{len(figures)} {kind}{'s' * (len(figures) > 1)}, test split, mean ± standard deviation, 95 % interval:"]
-    for name, column in table["test"].items():
+    say(summary_text(kind, table["test"], classes, chosen if len(chosen) == len(figures) else [], extra))
+    carried = {"per_class": {name: {"f1": float(column.mean())} for name, column in (classes or {}).items()}}
+    means = {**means, "test": {**means["test"], **(carried if classes else {})}}
+    if len(chosen) == len(figures):
+        means["chosen_on_test"] = {"weighted_f1": float(np.mean(chosen))}
+    return means
+
+
+def class_table(figures: Mapping[str, Figures]) -> dict[str, pd.Series] | None:
+    """F1 on test of each class, in percent, by name: a value a run. None where a run does not say."""
+    each = [run["test"].get("per_class") for run in figures.values()]
+    if not all(each):
+        return None
+    return {name: pd.Series([float(classes[name]["f1"]) for classes in each]) for name in each[0]}
+
+
+def class_names(table: pd.DataFrame) -> list[str]:
+    """The classes that a table of predictions has a probability for."""
+    return [name.removeprefix("p_") for name in table if name.startswith("p_")]
+
+
+def predictions_of(directory: Path, kind: str, names: Sequence[str]) -> pd.DataFrame | None:
+    """What several runs said of the test utterances, as one table.
+
+    Folds follow one another, since each dialogue is in the test split of one; of seeds, which have the same test
+    utterances, probabilities are averaged.
+
+    Args:
+        directory: Where the runs' are.
+        kind: ``seed`` or ``fold``.
+        names: Of the runs, without their kind.
+
+    Returns:
+        The columns that all runs have alike, and the probabilities; None where a run has left no predictions, or not
+        on the same utterances.
+    """
+    tables = []
+    for name in names:
+        one = directory / f"{kind}{name}"
+        try:
+            if (one / "predictions.csv").exists():
+                tables.append(read_predictions(one))
+            else:  # of a seed with folds
+                folds = [read_predictions(path) for path in sorted(one.glob("fold*")) if path.is_dir()]
+                tables.append(pd.concat(folds, ignore_index=True))
+        except (InputError, ValueError):
+            return None
+    if any(not {"label", "turn"} <= set(table) for table in tables):
+        return None
+    if kind == "fold":
+        return pd.concat(tables, ignore_index=True)
+    key = ["dialogue", "utterance", "label"]
+    tables = [table.sort_values(["dialogue", "turn"], kind="stable", ignore_index=True) for table in tables]
+    if any(not table[key].equals(tables[0][key]) or class_names(table) != class_names(tables[0]) for table in tables):
+        return None
+    columns = [f"p_{name}" for name in class_names(tables[0])]
+    mean = np.mean([table[columns].to_numpy() for table in tables], 0)
+    kept = tables[0].drop(columns=[*columns, *("predicted", "emotion", "confidence", "correct")], errors="ignore")
+    return pd.concat([kept, pd.DataFrame(mean, columns=columns)], axis=1)
+
+
+def summary_text(
+    kind: str,
+    test: pd.DataFrame,
+    classes: Mapping[str, pd.Series] | None,
+    chosen: Sequence[float],
+    extra: Mapping[str, Figures],
+) -> str:
+    """What is printed of several runs.
+
+    Args:
+        kind: ``seed`` or ``fold``.
+        test: A row a run, a column a figure.
+        classes: F1 of each class, a value a run.
+        chosen: Weighted F1 of each run as chosen on test, where that was asked for.
+        extra: The scores of ``ensemble`` or ``pooled`` predictions, if there are any.
+    """
+    count = len(test)
+    lines = [f"{count} {kind}{'s' * (count > 1)}, test split, mean ± standard deviation, 95 % interval:"]
+    named = {**dict(test.items()), **{f"F1 {name}": column for name, column in (classes or {}).items()}}
+    width = max(12, *map(len, named))
+    for name, column in named.items():
         each = ", ".join(f"{value:.2f}" for value in column)
         spread, interval = utils.deviation(column), utils.interval(column)
         known = f"{spread:.2f}, {interval[0]:.2f} to {interval[1]:.2f}" if interval else "–"
-        lines.append(f"  {name:<12} {column.mean():6.2f} ± {known}   ({each})")
-    say("\n".join(lines))
-    return means
+        lines.append(f"  {name:<{width}} {column.mean():6.2f} ± {known}   ({each})")
+    if chosen:
+        lines.append(
+            f"Chosen on test, as much of the field reports: weighted F1 {np.mean(chosen):.2f} in the mean. "
+            "The figures above are the honest ones."
+        )
+    if "ensemble" in extra and count > 1:
+        scores = extra["ensemble"]
+        lines.append(
+            f"All {count} networks as one, their probabilities averaged (an ensemble, not a single network): "
+            f"weighted F1 {scores['weighted_f1']:.2f}, macro F1 {scores['macro_f1']:.2f}, "
+            f"accuracy {scores['accuracy']:.2f}"
+        )
+    if "pooled" in extra:
+        scores = extra["pooled"]
+        lines.append(
+            f"Pooled over the {sum(scores['support'])} utterances of all folds: weighted F1 "
+            f"{scores['weighted_f1']:.2f}, macro F1 {scores['macro_f1']:.2f}, accuracy {scores['accuracy']:.2f}"
+        )
+        lines.append(f"{np.array(scores['confusion_matrix'])}")
+    return "\n".join(lines)

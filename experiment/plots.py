@@ -126,3 +126,22 @@ def plot_fused_features(
         axis.set(title=f"Fused features {title}", xticks=[], yticks=[])
         axis.legend(markerscale=2)
     _save_figure(figure, path)
+
+
+def plot_reliability(curves: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
+    """How often utterances of a confidence are right, and how many there are of it.
+
+    Args:
+        curves: Name of the probabilities to ``confidence``, ``accuracy`` and ``utterances`` by bin.
+        path: Where the picture goes.
+    """
+    figure, (above, below) = plt.subplots(2, 1, figsize=(5, 6), sharex=True, layout="constrained", height_ratios=(3, 1))
+    above.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="as often as said")
+    for name, curve in curves.items():
+        some = curve["utterances"] > 0
+        above.plot(curve["confidence"][some], curve["accuracy"][some], marker="o", label=name)
+        below.step(np.arange(len(some)) / len(some), curve["utterances"], where="post", label=name)
+    above.set(ylabel="share that is right", title="Reliability, test utterances", xlim=(0, 1), ylim=(0, 1))
+    above.legend()
+    below.set(xlabel="confidence: the highest probability", ylabel="utterances")
+    _save_figure(figure, path)

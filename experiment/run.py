@@ -102,6 +102,8 @@ class Run:
 
     def log(self, stage: str, row: dict[str, float]) -> None:
         """Add an epoch's figures to the curves: the stage's CSV file and TensorBoard."""
+        # A checkpoint with a number of NumPy's could not be read again: torch takes it for code.
+        row = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
         self.history[stage].append(row)
         write_csv(self.directory / self.CURVES[stage], self.history[stage])
         self._to_tensorboard({stage: [row]})

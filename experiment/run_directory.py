@@ -25,10 +25,9 @@ from torch import Tensor
 from torch_geometric import __version__ as pyg_version
 
 from dataloader import Corpus
-from experiment.settings import Settings, older
+from experiment.settings import RUN_FORMAT, Settings, read_run
 from files import InputError, is_leftover, replacing
 
-FORMAT = "gan-ffn-run-1"  # says in config.json that a directory is a run
 LOCK = ".lock"  # in a run directory, while a process works on it
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -37,20 +36,6 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; a number that is not finite is refused rather than written as ``NaN``."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON that a run wrote.
-
-    Raises:
-        InputError: If it is not there or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name the directory of a run") from None
-    except ValueError:
-        raise InputError(f"{path}: not valid JSON; the run directory is damaged") from None
 
 
 def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
@@ -149,7 +134,7 @@ def write_config(directory: Path, settings: Settings, corpus: Corpus, plan: Mapp
     write_json(
         directory / "config.json",
         {
-            "format": FORMAT,
+            "format": RUN_FORMAT,
             "settings": dataclasses.asdict(settings),
             **({"plan": dict(plan)} if plan else {}),
             "seed": settings.run.seed,
@@ -177,15 +162,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
         InputError: If the directory is no run's, or that of an older version.
     """
-    path = directory / "config.json"
-    config = read_json(path)
-    if isinstance(config, dict) and "flags" in config:
-        raise InputError(older(path))
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise InputError(f"{path}: not of a run of GAN-FFN; name the directory of one")
-    if not {"settings", "features", "corpus", "splits"} <= config.keys():
-        raise InputError(f"{path}: incomplete; the run directory is damaged")
-    return config
+    return read_run(directory / "config.json")
 
 
 @cache

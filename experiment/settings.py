@@ -19,8 +19,9 @@ from files import InputError
 
 MODALITIES = ("text", "visual", "acoustic")
 ALIASES = {"audio": "acoustic", "video": "visual"}  # what else the field calls them
-GENERATORS = ("linear", "transformer")  # the kinds that model.py has
+GENERATORS = ("feed-forward", "linear", "transformer")  # the kinds that model.py has
 LAST_FLAT_COMMIT = "fcbf372"  # the last whose config.json held flags
+RUN_FORMAT = "gan-ffn-run-1"  # says in config.json that a directory is a run
 
 
 # Kinds of values: how each is read from a flag's text, and checked wherever it comes from -----------------------------
@@ -41,16 +42,16 @@ class Number:
             value = self.kind(text)
         except ValueError:
             raise ValueError(f"{text!r:.40} is no {self.kind.__name__}") from None
-        return self.check(value)
+        return self.check(value, text)
 
-    def check(self, value: Any) -> Any:
-        """From JSON, or from a flag."""
+    def check(self, value: Any, shown: str | None = None) -> Any:
+        """From JSON, or from a flag, whose text is then shown."""
         if isinstance(value, bool) or not isinstance(value, (int, self.kind)):
             raise ValueError(f"{value!r:.40} is no {self.kind.__name__}")
         inside = self.low < value if self.above else self.low <= value
         if not inside or not value <= self.high or not math.isfinite(value):
             bounds = f"{'above' if self.above else 'at least'} {self.low:g} and at most {self.high:g}"
-            raise ValueError(f"{value!s:.40} is out of range; give a number {bounds}")
+            raise ValueError(f"{shown or value!s:.40} is out of range; give a number {bounds}")
         return self.kind(value)
 
 
@@ -181,6 +182,19 @@ class Fold:
         return parse_folds(str(folds)), over, Text(r"[A-Za-z0-9]+", "a fold's name").check(name)
 
 
+@dataclass(frozen=True)
+class Folds:
+    """``sessions``, or a number of folds."""
+
+    def parse(self, text: str) -> str | int:
+        """From a flag."""
+        return parse_folds(text)
+
+    def check(self, value: Any) -> str | int:
+        """From JSON."""
+        return parse_folds(str(value))
+
+
 def parse_folds(text: str) -> str | int:
     """``sessions``, or a number of folds."""
     return text if text == "sessions" else Number(int, 2, 10_000).parse(text)
@@ -269,7 +283,7 @@ class FusionSettings:
     """Stage 1: adversarial fusion."""
 
     epochs: int = setting(
-        15, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
+        40, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
     )
     lr: float = setting(
         1e-3,
@@ -279,11 +293,11 @@ class FusionSettings:
         metavar="LR",
     )
     weight: float = setting(
-        0.1,
+        1.0,
         Number(float, 0, 1e6),
         "--GAN-weight",
-        "weight of the adversarial and the matching loss, beside reconstruction with weight 1; at 0 generators only "
-        "reconstruct",
+        "weight of all losses that make the modalities alike, the adversarial one among them, beside reconstruction; "
+        "at 0 generators only reconstruct",
         metavar="W",
         aliases="--GAN-adversary",
     )
@@ -291,20 +305,20 @@ class FusionSettings:
         "relativistic",
         Choice(("relativistic", "reference")),
         "--GAN-loss",
-        "relativistic: R3GAN's loss (arXiv 2501.05441) with matching and reconstruction; reference: binary cross "
-        "entropy alone and slow discriminators, as the reference implementation has it",
+        "relativistic: R3GAN's loss (arXiv 2501.05441) beside those that keep to the utterance; reference: binary "
+        "cross entropy alone and slow discriminators, as the reference implementation has it",
     )
     generator: str = setting(
-        "linear",
+        "feed-forward",
         Choice(GENERATORS),
         "--generator",
-        "kind of the generators: linear reads each utterance alone, transformer reads the dialogue, as the "
-        "reference's do",
+        "kind of the generators: feed-forward and linear read each utterance alone, transformer reads the dialogue, "
+        "as the reference's do",
     )
     channels: int = setting(
-        256, Number(int, 2, 16_384), "--fused-channels", "width of the fused features; even", metavar="D"
+        256, Number(int, 10, 16_384), "--fused-channels", "width of the fused features; even", metavar="D"
     )
-    dropout: float = setting(0.4, PROBABILITY, "--dropout", "dropout probability, of generators and graph", metavar="P")
+    dropout: float = setting(0.4, PROBABILITY, "--dropout", "dropout probability in stage 2", metavar="P")
     trained_run: str | None = setting(
         None, Text(), "--use-trained-GAN", "take stage 1, and the standardisation, from that run", metavar="RUN"
     )
@@ -348,6 +362,13 @@ class ClassifierSettings:
         "--window-future",
         "how many turns ahead; with both windows 0 the graph has no edge and nothing reads a dialogue",
         metavar="TURNS",
+    )
+    causal: bool = setting(
+        False,
+        SWITCH,
+        "--causal",
+        "hear nothing of the dialogue's future: no future window, states that run forward only, each speaker's mean "
+        "over the turns so far; such a run can be used live (predict.py --stream)",
     )
     speaker_layers: int = setting(
         2,
@@ -396,7 +417,8 @@ class AugmentationSettings:
         0.5,
         Number(float, 0, 1e6),
         "--noise",
-        "standard deviation of Gaussian noise added to training features, in standard deviations of the feature",
+        "standard deviation of Gaussian noise added to training features in stage 2, in standard deviations of the "
+        "feature",
         metavar="SD",
     )
     drop_utterances: float = setting(
@@ -438,6 +460,14 @@ class RunSettings:
         "--report-best-test",
         "score the test split at every epoch and show the best beside the report, as much of the field does; the "
         "weights that are kept do not depend on it",
+    )
+    calibrate: str | int | None = setting(
+        None,
+        Folds(),
+        "--calibrate",
+        "fit the temperature of the probabilities on the training dialogues, each under a network that has not seen "
+        "it: K folds, or one a session, cost as many trainings more (default: on the validation split, if any)",
+        metavar="K",
     )
     checkpoint_every: int = setting(
         1, Number(int, 1, 100_000), "--checkpoint-every", "epochs between checkpoints to resume from", metavar="N"
@@ -531,15 +561,44 @@ def from_file(path: Path) -> Settings:
     Raises:
         InputError: If it cannot be read, or holds no settings.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name a JSON file of settings") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: not valid JSON; name a JSON file of settings, such as a run's config.json") from None
+    content = read_json(path, "name a JSON file of settings, such as a run's config.json")
     if isinstance(content, Mapping) and "flags" in content:
         raise InputError(older(path))
     return from_json(content.get("settings", content) if isinstance(content, Mapping) else content, str(path))
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The ``config.json`` of a run.
+
+    Raises:
+        InputError: If it is not one, or of an older version.
+    """
+    config = read_json(path, "name the directory of a run")
+    if isinstance(config, dict) and "flags" in config:
+        raise InputError(older(path))
+    if not isinstance(config, dict) or config.get("format") != RUN_FORMAT:
+        raise InputError(f"{path}: not of a run of GAN-FFN; name the directory of one")
+    if not {"settings", "features", "corpus", "splits"} <= config.keys():
+        raise InputError(f"{path}: incomplete; the run directory is damaged")
+    return config
+
+
+def read_json(path: Path, cure: str = "the run has not come so far, or is damaged") -> Any:
+    """Read JSON.
+
+    Args:
+        path: The file.
+        cure: What to say should be done if it cannot be read.
+
+    Raises:
+        InputError: If it is not there or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {cure}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not valid JSON; {cure}") from None
 
 
 def older(path: Path) -> str:

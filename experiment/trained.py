@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,30 @@ def shape_of(corpus: Corpus) -> dict[str, Any]:
 
 def build_network(shape: Mapping[str, Any], fusion: FusionSettings, classifier: ClassifierSettings) -> GANFFN:
     """The network for a corpus: its widths, classes and speakers come from the data."""
+    causal = classifier.causal
+    window_future = 0 if causal else classifier.window_future
     return GANFFN(
         AdversarialFusion(
             shape["dims"],
             fusion.channels,
-            fusion.dropout,
-            generator=GENERATORS[fusion.generator],
+            generator=partial(GENERATORS[fusion.generator], causal=causal),
             relativistic=fusion.loss == "relativistic",
-            context=bool(classifier.window_past or classifier.window_future),
+            context=bool(classifier.window_past or window_future),
         ),
         GraphEmotionClassifier(
             fusion.channels,
             len(shape["label_names"]),
             shape["num_speakers"],
             window_past=classifier.window_past,
-            window_future=classifier.window_future,
+            window_future=window_future,
             layers=classifier.graph_layers,
             attention=classifier.attention,
             dropout=fusion.dropout,
+            causal=causal,
         ),
         classifier.speaker_layers,
         fusion.dropout,
+        causal,
     )
 
 
@@ -66,14 +70,19 @@ def load_standardiser(directory: Path) -> Standardiser:
     return Standardiser.from_tensors(load_tensors(standardiser_file(directory)))
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path, assign: bool = False) -> None:
     """Load what a run saved.
+
+    Args:
+        module: Takes it.
+        path: The file.
+        assign: Whether its tensors become those of the module, rather than being copied into them.
 
     Raises:
         InputError: If the file is not there, is damaged, or is of a network of another shape.
     """
     try:
-        module.load_state_dict(load_tensors(path))
+        module.load_state_dict(load_tensors(path), assign=assign)
     except RuntimeError:
         raise InputError(
             f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"

@@ -6,6 +6,7 @@ Everything goes through `train_IEMOCAP.main`, as on the command line.
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 import train_IEMOCAP
+from experiment import flags
+from experiment.run import Run
 from feature_files import write_nine_tuple
 from synthetic import synthetic_corpus
-from utils import Run
 
 IDS, SPEAKERS, LABELS, TEXT, ACOUSTIC, VISUAL, SENTENCES, TRAIN, TEST = range(9)  # their order on disk
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
@@ -219,7 +221,7 @@ FLAGS = {
     "--lr inf": "--lr: inf is out of range",
     "--lr fast": "--lr: 'fast' is no float",
     "--GAN-lr -1": "--GAN-lr: -1 is out of range",
-    "--l2 -0.1": "--l2: -0.1 is out of range; give a number at least 0",
+    "--l2 -0.1": "--weight-decay/--l2: -0.1 is out of range; give a number at least 0",
     "--dropout 1.5": "--dropout: 1.5 is out of range; give a number at least 0 and at most 0.99",
     "--epochs 0": "--epochs: 0 is out of range; give a number at least 1",
     "--epochs 1.5": "--epochs: '1.5' is no int",
@@ -229,11 +231,12 @@ FLAGS = {
     "--window-past -1": "--window-past: -1 is out of range",
     "--window-future -1": "--window-future: -1 is out of range",
     "--seed -1": "--seed: -1 is out of range",
-    "--seeds 0,0": "--seeds: 0,0 names a seed twice",
+    "--seeds 0,0": "--seeds: '0,0' names a seed twice",
     "--modalities text,smell": "--modalities: unknown modality 'smell'; choose among text, visual, acoustic",
     "--modalities text,text": "--modalities: text,text names a modality twice",
     "--demo": "--features and --demo exclude each other; give one",
-    "--device toaster": "--device toaster: not to be had here",
+    "--device toaster": "--device: 'toaster' is not a device",
+    "--device cuda:99": "--device cuda:99: not to be had here (",
     "--continue-train-GAN-step 1": "--continue-train-GAN-step needs --use-trained-GAN RUN",
     "--use-trained-GAN none": "none/checkpoints/fusion.safetensors: cannot be read",
     "--resume none": "none/config.json: cannot be read",
@@ -291,9 +294,10 @@ def test_refuses_to_evaluate_what_is_no_run_or_with_flags_of_its_own(refused):
 
 def test_refuses_the_directory_of_another_program(refused, tmp_path):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text("[]")
-    assert "not of a run" in refused("--evaluate", "other")
-    assert "not of a run" in refused("--resume", "other")
+    for content in ("[]", "{}", '{"format": "another"}'):
+        (tmp_path / "other" / "config.json").write_text(content)
+        assert "not of a run" in refused("--evaluate", "other")
+        assert "not of a run" in refused("--resume", "other")
 
 
 OUTS = {"a file": "file", "below a file": "file/run", "deep below a file": "file/a/run", "too long a name": "x" * 300}
@@ -393,9 +397,14 @@ def test_stops_at_a_loss_that_is_not_finite_and_can_go_on(command, sound, tmp_pa
 
 @pytest.mark.parametrize("epochs", [1, 2])
 @pytest.mark.parametrize("size", [4, 16], ids=["two steps an epoch", "one step an epoch"])
-@pytest.mark.parametrize("flag, number", [("--GAN-lr", 1), ("--lr", 2)])
-def test_stops_when_the_learning_rate_is_absurd(command, sound, tmp_path, flag, number, size, epochs):
-    more = ["--batch-size", size, "--epochs", epochs, flag, "1e30"]
+@pytest.mark.parametrize("setting, number", [("fusion__lr", 1), ("classifier__lr", 2)])
+def test_stops_when_the_learning_rate_is_absurd(command, sound, tmp_path, monkeypatch, setting, number, size, epochs):
+    def parse_args(argv):  # no flag takes such a rate
+        parsed = flags.parse_args(argv)
+        return replace(parsed, settings=parsed.settings.replace(**{setting: 1e30}))
+
+    monkeypatch.setattr(train_IEMOCAP, "parse_args", parse_args)
+    more = ["--batch-size", size, "--epochs", epochs]
     status, error = command("--features", sound, "--out", "run", *TWO, *more)
     assert status == 1 and error.count("\n") == 1
     assert f"epoch 1 of stage {number}, step " in error

@@ -6,11 +6,10 @@ import accuracy
 import numpy as np
 import pandas as pd
 import pytest
-import synthetic_ceiling as ceiling
 from scipy import stats
 
-import train_IEMOCAP
-from synthetic import synthetic_corpus
+from experiment.flags import parse_args
+from synthetic import SHARES, ceiling, posterior, synthetic_corpus, transition
 
 
 def test_a_row_is_compared_with_full_over_the_same_seeds():
@@ -25,7 +24,7 @@ def test_a_row_is_compared_with_full_over_the_same_seeds():
 
 def test_every_row_is_made_of_flags_that_the_script_has():
     for flags in accuracy.rows_for(["text", "visual", "acoustic"]).values():
-        train_IEMOCAP.parse_args(["--demo", *flags.split()])
+        parse_args(["--demo", *flags.split()])
 
 
 def test_ctrl_c_leaves_the_table_of_the_rows_that_are_finished(monkeypatch, tmp_path, capsys):
@@ -42,28 +41,28 @@ def test_ctrl_c_leaves_the_table_of_the_rows_that_are_finished(monkeypatch, tmp_
 
 
 def test_class_shares_are_those_the_synthetic_emotions_settle_at():
-    chances = ceiling.transition()
+    chances = transition()
     assert chances.sum(-1) == pytest.approx(1)
-    pairs = np.outer(ceiling.SHARES, ceiling.SHARES)
-    assert np.einsum("ab,abn->n", pairs, chances) == pytest.approx(ceiling.SHARES)
+    pairs = np.outer(SHARES, SHARES)
+    assert np.einsum("ab,abn->n", pairs, chances) == pytest.approx(SHARES)
 
 
 def test_the_posterior_is_that_of_all_possible_histories():
     rng, speakers = np.random.default_rng(0), np.array([0, 1, 1, 0])
-    evidence, chances = rng.random((4, 6)) ** 8, ceiling.transition()
+    evidence, chances = rng.random((4, 6)) ** 8, transition()
     weight = np.zeros((4, 6))
     for first in itertools.product(range(6), repeat=2):
         for labels in itertools.product(range(6), repeat=4):
-            last, chance = list(first), ceiling.SHARES[first[0]] * ceiling.SHARES[first[1]]
+            last, chance = list(first), SHARES[first[0]] * SHARES[first[1]]
             for t, (speaker, label) in enumerate(zip(speakers, labels, strict=True)):
                 chance *= chances[last[speaker], last[1 - speaker], label] * evidence[t, label]
                 last[speaker] = label
             for t, label in enumerate(labels):
                 weight[t, label] += chance
-    assert ceiling.posterior(evidence, speakers).tolist() == weight.argmax(1).tolist()
+    assert posterior(evidence, speakers).tolist() == weight.argmax(1).tolist()
 
 
 def test_context_tells_more_than_an_utterance_and_less_than_all():
     corpus = synthetic_corpus(seed=3, train=1, test=30, dims={"text": 8, "visual": 8, "acoustic": 8})
-    best = ceiling.ceiling(corpus, seed=3)
+    best = ceiling(corpus, seed=3)
     assert best["utterance"] + 5 < best["context"] < 95

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import train_IEMOCAP
 from dataloader import Standardiser, collate
+from experiment.run import Run
 from feature_files import inspect, read, write_nine_tuple
 from files import InputError
 from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
@@ -197,8 +198,8 @@ def test_training_sees_no_hidden_row_and_scoring_hides_nothing(files, tmp_path, 
     assert all(not b.modality_mask["visual"][b.mask].all() for b in seen[True])
     assert all(not x[~b.has(m)].any() for b in seen[True] for m, x in b.features.items())
     assert seen[False] and not any(b.modality_mask for b in seen[False])
-    flags = json.loads((tmp_path / "run" / "config.json").read_text())["flags"]
-    assert flags["drop_modality"] == {"visual": 0.5, "text": 0.2}
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["augmentation"]["drop_modality"] == {"visual": 0.5, "text": 0.2}
 
 
 def test_a_file_with_holes_trains_with_mask_alone(files, finished, tmp_path, capsys):
@@ -222,13 +223,13 @@ def test_a_whole_file_comes_to_the_same_bits_with_and_without_mask(files, tmp_pa
 def test_a_stopped_run_that_hides_ends_with_the_bits_of_one_never_stopped(files, tmp_path, monkeypatch):
     flags = ["--features", str(files / "holes.pkl"), "--missing", "mask", "--drop-modality", "text:0.4", *QUICK]
     assert train_IEMOCAP.main([*flags, "--out", str(tmp_path / "whole")]) == 0
-    save = train_IEMOCAP.Run.save
+    save = Run.save
 
     def stop(self, stage, epoch, parts):
         save(self, stage, epoch, parts)
         self.stop_requested = epoch == 1
 
-    monkeypatch.setattr(train_IEMOCAP.Run, "save", stop)
+    monkeypatch.setattr(Run, "save", stop)
     assert train_IEMOCAP.main([*flags, "--out", str(tmp_path / "stopped")]) == 130
     assert train_IEMOCAP.main(["--resume", str(tmp_path / "stopped")]) == 130
     monkeypatch.undo()

@@ -1,5 +1,7 @@
 """The networks on small dialogues: padding, edges, gradients, and fast forms against obvious ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from dataloader import Batch, Standardiser, collate
 from model import (
     GANFFN,
+    GENERATORS,
     AdversarialFusion,
     GraphEmotionClassifier,
     SpeakerEncoder,
@@ -94,13 +97,14 @@ def test_each_half_of_the_game_moves_its_own_players_only(network, dialogues):
     fusion, batch = network.fusion, collate(dialogues)
     sum(fusion.discriminator_losses(batch, fusion(batch), gamma=1.0).values()).backward()
     assert all(p.grad.abs().sum() > 0 for n, p in fusion.discriminators.named_parameters() if "4.bias" not in n)
-    assert all(p.grad is None for p in fusion.generators.parameters())
+    assert all(p.grad is None for p in [*fusion.generators.parameters(), *fusion.decoders.parameters()])
     losses = fusion.generator_losses(batch, fusion(batch))
     assert {m: sorted(terms) for m, terms in losses.items()} == {
         m: ["adversarial", "matching", "reconstruction"] for m in DIMS
     }
     sum(sum(terms.values()) for terms in losses.values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in fusion.generators.parameters())
+    moved = [*fusion.generators.parameters(), *fusion.decoders.parameters()]
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in moved)
 
 
 def test_the_task_reaches_every_weight_but_those_of_the_game(network, dialogues):
@@ -108,8 +112,10 @@ def test_the_task_reaches_every_weight_but_those_of_the_game(network, dialogues)
     network(batch)[batch.mask].square().sum().backward()
     trained = [*network.fusion.generators.named_parameters(), *network.speaker_encoders.named_parameters()]
     trained += network.classifier.named_parameters()
-    without = [name for name, p in trained if p.grad is None or not p.grad.isfinite().all()]
+    without = [name for name, p in trained if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
     assert without == []
+    resting = [*network.fusion.discriminators.parameters(), *network.fusion.decoders.parameters()]
+    assert all(p.grad is None for p in resting)
 
 
 def obvious_edges(mask, speakers, past, future, num_speakers):
@@ -141,19 +147,42 @@ def test_edge_types_of_four_utterances_worked_by_hand():
     assert found == {(0, 1): 2, (1, 0): 5, (1, 2): 6, (2, 1): 7, (2, 3): 4, (3, 2): 3}
 
 
-def test_without_a_window_there_is_no_graph_and_other_flags_change_the_network():
-    def size(**flags):
-        return sum(p.numel() for p in GraphEmotionClassifier(16, 6, 2, **flags).parameters())
+def test_windows_change_no_parameter_and_layers_and_attention_do():
+    def size(**settings):
+        return sum(p.numel() for p in GraphEmotionClassifier(16, 6, 2, **settings).parameters())
 
-    assert not GraphEmotionClassifier(16, 6, 2, window_past=0, window_future=0).convolutions
-    assert size(layers=3) > size(layers=2) > size(window_past=0, window_future=0)
+    assert size(window_past=0, window_future=0) == size(window_past=1) == size()
+    assert size(layers=3) > size(layers=2) > size(layers=0)
     assert size(attention=True) > size()
+
+
+@pytest.mark.parametrize("generator", GENERATORS.values(), ids=GENERATORS)
+def test_without_a_graph_no_utterance_reads_another_in_either_stage(dialogues, generator):
+    """Not through the speaker's mean either; the same network with a graph shows that there is something to see."""
+    batch, moved = collate(dialogues), {}
+    for context in (True, False):
+        torch.manual_seed(0)
+        window = 4 * context
+        fusion = AdversarialFusion(DIMS, 16, generator=generator, context=context)
+        classifier = GraphEmotionClassifier(16, 6, 2, window_past=window, window_future=window, attention=True)
+        network = GANFFN(fusion, classifier).eval()
+        other = replace(batch, features={m: x.clone() for m, x in batch.features.items()})
+        for x in other.features.values():
+            x[1, 3] += 1
+        fused, fused_other = fusion(batch), fusion(other)
+        apart = [(network(batch) - network(other)).abs().sum(-1) > 1e-6]
+        apart += [(fused[m] - fused_other[m]).abs().sum(-1) > 1e-6 for m in DIMS]
+        moved[context] = [x.nonzero().tolist() for x in apart]
+        moved[context, "names"] = [*network.state_dict()]
+    assert moved[False] == [[[1, 3]]] * 4
+    assert all(len(each) > 2 and {i for i, _ in each} == {1} for each in moved[True])
+    assert moved[True, "names"] == moved[False, "names"]
 
 
 @pytest.mark.parametrize(
     ("window", "speaker_layers", "hearing"),
-    [(0, 0, [4]), (1, 0, [2, 3, 4, 5, 6]), (0, 1, list(range(9)))],  # two convolutions: twice the window
-    ids=["no graph", "windows", "parties"],
+    [(1, 0, [2, 3, 4, 5, 6]), (1, 1, list(range(9)))],  # two convolutions: twice the window
+    ids=["windows", "speakers"],
 )
 def test_an_utterance_is_heard_along_edges_only(window, speaker_layers, hearing):
     torch.manual_seed(0)
@@ -178,7 +207,7 @@ def test_more_speakers_than_the_network_knows_and_single_utterances_pass(network
 
 
 def test_a_long_dialogue_keeps_states_and_gradients_finite():
-    graph = SpeakerEncoder(8, blocks=2, dropout=0.4)
+    graph = SpeakerEncoder(8, 2, dropout=0.4)
     x = torch.randn(1, 500, 8, requires_grad=True)
     out = graph(x, torch.ones(1, 500, dtype=torch.bool), torch.zeros(1, 500, dtype=torch.long))
     out.square().sum().backward()

@@ -23,10 +23,12 @@ import torch
 import train_IEMOCAP
 import utils
 from benchmarks.soak import bits, soak
+from experiment import plan, plots
+from experiment import run as experiment_run
+from experiment.run import Run
 from feature_files import write_nine_tuple
 from files import TrainingError, replacing
 from synthetic import synthetic_corpus
-from utils import Run
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 QUICK = ["--epochs", "3", "--GAN-epochs", "2", "--valid", "0.2", "--fused-channels", "16", "--device", "cpu"]
@@ -65,7 +67,7 @@ def command(capsys):
 def few_pictures(monkeypatch):
     """Most of a small run's time is that of the pictures; `finished` and the soak have all of them."""
     for name in ("adversarial_losses", "training_curves", "confusion_matrix", "fused_features"):
-        monkeypatch.setattr(utils, f"plot_{name}", lambda *_: None)
+        monkeypatch.setattr(plots, f"plot_{name}", lambda *_: None)
 
 
 def same(directory, other):
@@ -168,7 +170,7 @@ def test_a_second_ctrl_c_stops_at_once(features, tmp_path, command, monkeypatch)
 
 def test_ctrl_c_while_the_report_is_written_stops_at_once(stopped, finished, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(utils, "plot_confusion_matrix", lambda *_: interrupt())
+        patch.setattr(plots, "plot_confusion_matrix", lambda *_: interrupt())
         directory = stopped(lambda: None, status=130)
     assert not (directory / "report.json").exists()
     assert train_IEMOCAP.main(["--resume", str(directory)]) == 0
@@ -178,7 +180,7 @@ def test_ctrl_c_while_the_report_is_written_stops_at_once(stopped, finished, mon
 def test_checkpoints_come_every_so_many_epochs_and_two_are_kept_until_the_report(
     features, tmp_path, command, monkeypatch
 ):
-    monkeypatch.setattr(utils, "drop_states", raising(KeyboardInterrupt))  # as if killed right after the report
+    monkeypatch.setattr(plan, "drop_states", raising(KeyboardInterrupt))  # as if killed right after the report
     written, flush = [], Path.replace
     monkeypatch.setattr(Path, "replace", lambda path, to: (written.append(Path(to).name), flush(path, to))[1])
     directory = tmp_path / "run"
@@ -338,9 +340,9 @@ def test_a_full_disk_ends_in_a_line_and_the_run_goes_on(features, finished, tmp_
     where = {
         "checkpoint": (Path, "write_bytes"),
         "curves": (pd.DataFrame, "to_csv"),
-        "events": (utils.EventsWriter, "flush"),
+        "events": (experiment_run.EventsWriter, "flush"),
         "report": (Path, "write_text"),
-        "picture": (utils.plt.Figure, "savefig"),
+        "picture": (plots.plt.Figure, "savefig"),
     }[what]
     real, calls = getattr(*where), 0
 

@@ -15,6 +15,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from tensorboardX.proto.event_pb2 import Event
 
 import train_IEMOCAP
+from dataloader import class_weights
+from experiment.run import Run
+from experiment.settings import Settings
 from feature_files import read, write_nine_tuple
 from synthetic import synthetic_corpus
 
@@ -120,8 +123,8 @@ def test_the_printed_report_has_the_lines_the_field_expects(finished, corpus):
 
 def test_config_says_what_was_run(finished, features):
     config = json.loads((finished / "config.json").read_text())
-    assert config["flags"]["epochs"] == 2
-    assert config["flags"]["lr"] == train_IEMOCAP.build_parser().get_default("lr")
+    assert config["settings"]["classifier"]["epochs"] == 2
+    assert config["settings"]["classifier"]["lr"] == Settings().classifier.lr
     assert config["features"] == {"file": str(features), "sha256": read(features).sha256}
     assert config["seed"] == 0
 
@@ -195,7 +198,7 @@ def test_fused_features_depend_on_no_label(features, corpus, tmp_path, capsys):
 def test_ctrl_c_stops_after_the_step_and_resume_ends_as_if_nothing_had_been(
     stage, finished, features, tmp_path, monkeypatch, capsys
 ):
-    log = train_IEMOCAP.Run.log
+    log = Run.log
 
     def log_then_interrupt(run, at, row):
         log(run, at, row)
@@ -204,7 +207,7 @@ def test_ctrl_c_stops_after_the_step_and_resume_ends_as_if_nothing_had_been(
 
     directory = tmp_path / "b"
     with monkeypatch.context() as patch:
-        patch.setattr(train_IEMOCAP.Run, "log", log_then_interrupt)
+        patch.setattr(Run, "log", log_then_interrupt)
         assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *QUICK]) == 130
     said = capsys.readouterr()
     assert f"--resume {directory}" in said.err
@@ -347,7 +350,7 @@ def test_without_data_the_script_says_where_it_goes_and_how_to_try(capsys):
 
 def test_class_weights_are_one_over_class_shares():
     corpus = synthetic_corpus(train=8, test=1, dims={"text": 4})
-    weight = train_IEMOCAP.class_weights(corpus.split("train"), 7).numpy()
+    weight = class_weights(corpus.split("train"), 7).numpy()
     counts = np.bincount(np.concatenate([d.labels for d in corpus.split("train")]), minlength=7)
     assert weight[6] == 0
     assert np.allclose(weight[:6] * counts[:6], counts.sum() / 6)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import train_IEMOCAP
-from dataloader import IGNORE_LABEL, collate, session_of
-from model import AdversarialFusion
+from dataloader import IGNORE_LABEL, SESSION_SMOOTHING, collate, session_logit_adjustment, session_of
+from model import LABEL_SMOOTHING, AdversarialFusion, emotion_loss
 from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
@@ -41,32 +40,32 @@ def test_left_out_utterances_are_as_padding_and_no_dialogue_vanishes(batch):
 
 
 def test_missing_modalities_stay_missing_under_noise_and_thinning(batch):
-    disturbed = batch.drop_modality({"text": 0.5}).add_noise(0.5).drop_utterances(0.3)
-    lacking = ~disturbed.has("text")
-    assert not disturbed.features["text"][lacking].any()
-    assert not (disturbed.has("text") & ~disturbed.mask).any()
+    augmented = batch.drop_modality({"text": 0.5}).add_noise(0.5).drop_utterances(0.3)
+    lacking = ~augmented.has("text")
+    assert not augmented.features["text"][lacking].any()
+    assert not (augmented.has("text") & ~augmented.mask).any()
 
 
 def test_focal_loss_weighs_the_utterance_by_what_is_missing():
     torch.manual_seed(0)
     logits, labels, weight = torch.randn(9, 4), torch.randint(4, (9,)), torch.rand(4) + 0.5
-    smoothing = train_IEMOCAP.LABEL_SMOOTHING
+    smoothing = LABEL_SMOOTHING
     for w in (None, weight):
         plain = F.cross_entropy(logits, labels, w, label_smoothing=smoothing)
-        assert torch.allclose(train_IEMOCAP.emotion_loss(logits, labels, w, 0), plain)
+        assert torch.allclose(emotion_loss(logits, labels, w, 0), plain)
     p = torch.stack([row[label] for row, label in zip(logits.softmax(-1), labels, strict=True)])
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    assert torch.allclose(train_IEMOCAP.emotion_loss(logits, labels, None, 2), (each * (1 - p) ** 2).mean())
+    assert torch.allclose(emotion_loss(logits, labels, None, 2), (each * (1 - p) ** 2).mean())
 
 
 def test_a_session_s_shares_of_emotions_are_accounted_for_against_those_of_all():
     corpus = synthetic_corpus(train=12, test=1, mean_length=30, dims=DIMS)
     dialogues = corpus.split("train")
-    shifts = train_IEMOCAP.session_logit_adjustment(dialogues, 6)
+    shifts = session_logit_adjustment(dialogues, 6)
 
     def log_shares(some):
         counts = sum(torch.from_numpy(d.labels).bincount(minlength=6) for d in some)
-        smoothed = counts + train_IEMOCAP.SESSION_SMOOTHING * len({session_of(d.id) for d in some})
+        smoothed = counts + SESSION_SMOOTHING * len({session_of(d.id) for d in some})
         return (smoothed / smoothed.sum()).log()
 
     for d in dialogues:
@@ -78,7 +77,7 @@ def test_a_session_s_shares_of_emotions_are_accounted_for_against_those_of_all()
 def test_without_sessions_in_the_ids_there_is_nothing_to_account_for():
     dialogues = synthetic_corpus(train=6, test=1, mean_length=12, dims=DIMS).split("train")
     nameless = [replace(d, id=f"dialogue{i}") for i, d in enumerate(dialogues)]
-    assert not any(shift.any() for shift in train_IEMOCAP.session_logit_adjustment(nameless, 6).values())
+    assert not any(shift.any() for shift in session_logit_adjustment(nameless, 6).values())
 
 
 def test_the_game_of_the_reference_is_binary_cross_entropy(batch):

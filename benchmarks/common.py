@@ -1,0 +1,110 @@
+"""What the benchmarks share: flags, data, statistics, tables, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train_IEMOCAP
+import utils
+from dataloader import Corpus, Dialogue, Standardiser
+from experiment.evaluation import evaluate
+from experiment.flags import HelpFormatter, Parser, add_settings, flag_type
+from experiment.settings import Settings, contradiction, parse_folds, parse_seeds
+from files import InputError, TrainingError
+
+PROJECT = Path(__file__).resolve().parent.parent
+SCRIPT = PROJECT / "train_IEMOCAP.py"
+DATA = ("--features", "--demo", "--modalities", "--missing", "--text-layers", "--target", "--label-names")
+
+# Flags ----------------------------------------------------------------------------------------------------------------
+
+
+def make_parser(description: str, flags: Sequence[str]) -> Parser:
+    """A parser with some of the flags that ``train_IEMOCAP.py`` has; they mean the same and have the same defaults."""
+    made = Parser(description=description, formatter_class=HelpFormatter)
+    add_settings(made, flags)
+    return made
+
+
+def add_seeds(parser: Parser, default: str) -> None:
+    """Give a parser the flag that says which seeds to run."""
+    parser.add_argument("--seeds", type=flag_type(parse_seeds), metavar="LIST", default=default, help="one run each")
+
+
+def add_folds(parser: Parser) -> None:
+    """Give a parser the flags of cross-validation."""
+    parser.add_argument("--folds", type=flag_type(parse_folds), metavar="K", help="sessions, or a number of folds")
+    parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
+
+
+def parse(
+    parser: Parser, argv: Sequence[str] | None, base: Settings | None = None, *, needs_data: bool = True
+) -> tuple[Settings, argparse.Namespace]:
+    """The settings that the flags name, and the benchmark's own flags; exits with status 2 if they are wrong."""
+    given = vars(parser.parse_args(argv))
+    changes = {name.replace(".", "__"): given.pop(name) for name in list(given) if "." in name}
+    settings = (base or Settings()).replace(**changes)
+    if problem := contradiction(settings):
+        parser.error(problem)
+    if needs_data and not (settings.data.features or settings.data.demo):
+        parser.error("no data: give --features FILE or --demo")
+    return settings, argparse.Namespace(**given)
+
+
+def ending(work: Callable[[], int | None]) -> int:
+    """Do the work. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
+    try:
+        return work() or 0
+    except (InputError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+
+def prepare(settings: Settings) -> tuple[Settings, Corpus]:
+    """The settings with a device that is there, and the corpus they name."""
+    settings = settings.replace(run__device=utils.choose_device(settings.run.device))
+    with contextlib.redirect_stdout(io.StringIO()):
+        return settings, train_IEMOCAP.load_corpus(settings)
+
+
+def standardised(corpus: Corpus) -> dict[str, list[Dialogue]]:
+    """Split to dialogues, standardised by those of the training split."""
+    standardise = Standardiser.fit(corpus.split("train"))
+    return {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def weighted_f1(network: nn.Module, dialogues: Sequence[Dialogue]) -> float:
+    """Weighted F1 over the utterances of these dialogues, in percent."""
+    return float(utils.weighted_f1(*evaluate(network, dialogues)))
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Mean ± standard deviation (n - 1); of a single value there is no deviation."""
+    deviation = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "–"
+    return f"{np.mean(values):.2f} ± {deviation}"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """The table in Markdown, what is not known as a dash."""
+    text = frame.astype(object).where(frame.notna(), "–").astype(str)
+    lines = [text.columns.tolist(), ["---"] * len(text.columns), *text.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

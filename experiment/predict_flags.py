@@ -1,0 +1,56 @@
+"""The command line of ``predict.py``. The standard library alone, so that wrong flags are answered at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from experiment.flags import HelpFormatter, Parser
+from experiment.settings import DataSettings, RunSettings
+
+
+def build_parser() -> Parser:
+    """All flags."""
+    parser = Parser(
+        prog="predict.py",
+        description="What a trained run, or the runs of several seeds as one, says of conversations.",
+        epilog="The run is a directory that train_IEMOCAP.py wrote.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="directory of the run; of a --seeds run, its members are averaged")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a feature file of any layout, labelled or not")
+    what = parser.add_argument_group("what to do, besides predicting FILE")
+    what.add_argument("--stream", action="store_true", help="answer turns, JSON lines on standard input, as they come")
+    what.add_argument("--export", metavar="OUT", help="write the network as .onnx, or as .pt2 for torch.export")
+    files = parser.add_argument_group("predicting a file")
+    files.add_argument("--out", metavar="CSV", help="where the table goes (default: predictions.csv)")
+    files.add_argument("--json", action="store_true", help="print JSON lines, one an utterance; no table unless --out")
+    files.add_argument("--quiet", action="store_true", help="print no transcript")
+    files.add_argument("--split", metavar="NAME", help="train, valid or test alone (default: all dialogues)")
+    both = parser.add_argument_group("files and streams")
+    both.add_argument(
+        "--missing",
+        choices=("refuse", "mask"),
+        default=DataSettings().missing,
+        help="what lacks a modality of the run's: refuse it, or do without",
+    )
+    both.add_argument("--device", default=RunSettings().device, help="auto, cpu, cuda, cuda:1, mps")
+    both.add_argument("--strict", action="store_true", help="with --stream: stop at the first turn that is refused")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, checked against each other; exits with status 2 and one line if they are wrong."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    asked = [
+        name for name, given in (("FILE", args.file), ("--stream", args.stream), ("--export", args.export)) if given
+    ]
+    if len(asked) != 1:
+        parser.error(f"give one of FILE, --stream and --export{', not ' + ' and '.join(asked) if asked else ''}")
+    for flag in ("out", "json", "quiet", "split"):
+        if getattr(args, flag) and not args.file:
+            parser.error(f"--{flag} goes with a FILE; leave it out with {asked[0]}")
+    if args.strict and not args.stream:
+        parser.error("--strict goes with --stream; leave it out")
+    return args

@@ -1,0 +1,147 @@
+"""What a trained run says of conversations, from the shell or from Python.
+
+python predict.py runs/first new.pkl --out predictions.csv
+python predict.py runs/first --stream < turns.jsonl
+python predict.py runs/first --export model.onnx
+
+from predict import load
+model = load("runs/first")
+table = model.predict("new.pkl")
+"""
+
+from __future__ import annotations
+
+from experiment.predict_flags import parse_args
+from experiment.start import begin, ready
+
+if __name__ == "__main__":
+    begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import utils
+from dataloader import IGNORE_LABEL
+from experiment.console import say
+from experiment.evaluation import utterance_table, write_predictions
+from experiment.prediction import Embedding, Model, load
+from files import InputError, printable
+
+__all__ = ["Embedding", "Model", "load", "main"]
+
+COLOURS = (33, 34, 37, 31, 35, 36, 32)  # of a terminal, for the classes in turn
+
+
+def predict_file(model: Model, args: argparse.Namespace) -> None:
+    """Predict a feature file: print its transcript, write its table and, where all is labelled, print the report."""
+    out = Path(args.out) if args.out else None if args.json else Path("predictions.csv")
+    if out and not out.resolve().parent.is_dir():
+        raise InputError(f"--out {out}: there is no such folder; make it")
+    if out and (out.is_dir() or (not args.out and Path("config.json").exists())):
+        reason = "is a directory" if out.is_dir() else "is that of a run"
+        raise InputError(f"--out {out}: {reason}; name another file with --out")
+    reading = model.read(args.file, args.missing, args.split)
+    probabilities = model.probabilities(reading.dialogues)
+    table = utterance_table(reading.dialogues, probabilities, model.label_names)
+    if out:
+        write_predictions(out, table)
+    for note in reading.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if args.json:
+        say("\n".join(json_lines(table, model.label_names)))
+    elif not args.quiet:
+        say("\n".join(transcript(table, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ)))
+    if not model.calibrated:
+        print(f"note: {UNCALIBRATED}", file=sys.stderr)
+    labels = np.concatenate([d.labels for d in reading.dialogues])
+    if (labels != IGNORE_LABEL).all() and not args.json:
+        say(utils.report_text(labels, probabilities, model.label_names).replace("Test performance..", "Performance.."))
+    if out:
+        print(f"{len(table)} utterances of {len(reading.dialogues)} dialogues written to {out}", file=sys.stderr)
+
+
+UNCALIBRATED = (
+    "the probabilities are uncalibrated: the run had no dialogues to fit a temperature on; train with --valid 0.1 "
+    "or --calibrate 5"
+)
+
+
+def transcript(table: pd.DataFrame, colours: bool) -> Iterator[str]:
+    """The lines of a readable transcript: turn, speaker, emotion, probability, sentence; a wrong one with its label.
+
+    Args:
+        table: As `Model.predict` gives it.
+        colours: Whether emotions are coloured, for a terminal.
+    """
+    names = [name.removeprefix("p_") for name in table if name.startswith("p_")]
+    width = max(map(len, names))
+    for dialogue, turns in table.groupby("dialogue", sort=False):
+        yield printable(dialogue, 80)
+        speakers = [printable(name, 16) for name in turns["speaker"]]
+        widest = max(map(len, speakers))
+        labels = turns["label_name"] if "label_name" in turns else [""] * len(turns)
+        rows = zip(
+            turns["turn"], speakers, turns["emotion"], turns["confidence"], turns["sentence"], labels, strict=True
+        )
+        for turn, speaker, emotion, confidence, sentence, label in rows:
+            shown = f"{printable(emotion, 100):<{width}}"
+            if colours:
+                shown = f"\x1b[{COLOURS[names.index(emotion) % len(COLOURS)]}m{shown}\x1b[0m"
+            wrong = f"  [{printable(label, 100)}]" if label and label != emotion else ""
+            said = f"  {printable(sentence, 400)}" if sentence else ""
+            yield f"{turn:4d}  {speaker:<{widest}}  {shown}  {confidence:.2f}{said}{wrong}"
+        yield ""
+
+
+def json_lines(table: pd.DataFrame, label_names: Sequence[str]) -> Iterator[str]:
+    """One JSON object an utterance, in ASCII; numbers with 6 decimals."""
+    plain = [name for name in ("dialogue", "utterance", "turn", "speaker", "sentence", "emotion") if name in table]
+    for row in table.to_dict("records"):
+        answer: dict[str, Any] = {name: row[name] for name in plain}
+        answer["confidence"] = round(row["confidence"], 6)
+        answer["probabilities"] = {name: round(row[f"p_{name}"], 6) for name in label_names}
+        if row.get("label_name"):
+            answer |= {"label": row["label_name"], "correct": bool(row["correct"])}
+        yield json.dumps(answer)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted."""
+    args = parse_args(argv)
+    try:
+        model = load(args.run, args.device)
+        if args.stream:
+            from experiment.streaming import Stream, answer_lines
+
+            return answer_lines(Stream(model, missing=args.missing), sys.stdin.buffer, sys.stdout, strict=args.strict)
+        if args.export:
+            from experiment.export import export
+
+            say(export(model, Path(args.export)))
+            return 0
+        predict_file(model, args)
+        return 0
+    except InputError as error:
+        print(f"error: {' '.join(printable(str(error), 2000).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except (MemoryError, RuntimeError) as error:
+        if not utils.out_of_memory(error):
+            raise
+        print("error: out of memory; predict parts of the file, or with --device cpu", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    ready()
+    sys.exit(main())
