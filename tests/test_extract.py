@@ -13,12 +13,14 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from extraction import LINES, RATE, flat, iemocap_tree, manifest, meld_tree, speak, tiny, tone, video, wav
 from test_extract_readers import SRT
 
 import extract_features
 import feature_files
+import predict
 import train_IEMOCAP
 from dataloader import IGNORE_LABEL
 from extract import for_run, pipeline
@@ -424,7 +426,7 @@ def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recordi
     first = corpus.dialogues["Ses02F_impro01"].features["visual"]
     assert first[0] == pytest.approx(first[2], abs=1e-3) and not np.allclose(first[0], first[1], atol=1e-3)
 
-    learn = ["--missing", "mask", "--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "8", "--no-cuda"]
+    learn = ["--missing", "mask", "--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--no-cuda"]
     assert train_IEMOCAP.main(["--features", str(out), "--out", str(tmp_path / "run"), *learn]) in (0, None)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     provenance = config["features"]["provenance"]
@@ -440,6 +442,12 @@ def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recordi
     assert fresh.dims == corpus.dims and fresh.label_names == corpus.label_names and fresh.splits == {}
     assert np.isnan(dialogue.features["visual"]).all() and np.isfinite(dialogue.features["acoustic"]).all()
     assert (dialogue.labels == IGNORE_LABEL).all()
+    ran = ["--recording", str(talked), "--speakers", "2", "--cache", str(cache.parent), "--device", "cpu"]
+    assert predict.main([str(tmp_path / "run"), *ran, "--out", str(tmp_path / "predictions.csv")]) == 0
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table["speaker"].tolist() == ["Ann", "Bob"] and table["sentence"][1] == "At work. I told you."
+    assert predict.main([str(tmp_path / "run"), "--recording", str(tmp_path / "none.wav"), "--quiet"]) == 2
+    assert "none.wav: no such file; name a sound or video file" in capsys.readouterr().err
     moved = {"acoustic": f"transformers:{tiny('hubert', tmp_path / 'hubert')}"}
     with pytest.raises(InputError, match=r"--acoustic: revision is .*; name the encoder that the run was trained with"):
         for_run(provenance, listing, tmp_path / "b.safetensors", models=moved, **options)
