@@ -813,6 +813,8 @@ def emotion_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, f
 
     The second weight is ``(1 - p)**focal`` of the label's probability p (focal loss, arXiv 1708.02002, equation 4).
     """
+    if not len(labels):
+        return 0 * logits.sum()  # a batch of dialogues without a label
     each = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=LABEL_SMOOTHING)
     if focal:
         each = each * (1 - logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)) ** focal

@@ -247,7 +247,11 @@ def write_config(directory: Path, settings: Settings, corpus: Corpus, plan: Mapp
             "device": settings.run.device,
             "versions": begun.get("versions", versions()),
             "git_commit": begun.get("git_commit", git_commit()),
-            "features": {"file": corpus.name, "sha256": corpus.sha256},
+            "features": {
+                "file": corpus.name,
+                "sha256": corpus.sha256,
+                **({"provenance": dict(corpus.provenance)} if corpus.provenance else {}),
+            },
             "corpus": {
                 "dims": corpus.dims,
                 "label_names": list(corpus.label_names),

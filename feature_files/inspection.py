@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "dialogues": {name: len(members) for name, members in splits.items()},
         "utterances": {name: sum(map(len, members)) for name, members in splits.items()},
         "in_no_split": len(outside),
+        "unlabelled": sum(int((d.labels < 0).sum()) for d in corpus.dialogues.values()),
         "dialogue_lengths": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
         "classes": corpus.num_classes,
         "label_names": list(corpus.label_names),
@@ -65,7 +65,7 @@ def describe(corpus: Corpus) -> dict[str, Any]:
 
 def _counts(dialogues: list[Dialogue], classes: int) -> list[int]:
     labels = np.concatenate([d.labels for d in dialogues]) if dialogues else np.zeros(0, np.int64)
-    return np.bincount(labels[labels < classes], minlength=classes).tolist()
+    return np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes).tolist()
 
 
 def _rows(dialogues: list[Dialogue], modality: str) -> np.ndarray:
@@ -137,7 +137,7 @@ def _probe(splits: dict[str, list[Dialogue]], modality: str) -> dict[str, float]
     x, labels = _rows(train, modality), np.concatenate([d.labels for d in train])
     x_test, y_test = _rows(test, modality), np.concatenate([d.labels for d in test])
     groups = np.repeat(np.arange(len(train)), [len(d) for d in train])
-    there, there_test = _there(x), _there(x_test)
+    there, there_test = _there(x) & (labels >= 0), _there(x_test) & (y_test >= 0)
     x, labels, groups, x_test, y_test = x[there], labels[there], groups[there], x_test[there_test], y_test[there_test]
     if len(set(groups.tolist())) < FOLDS or not len(y_test):
         return None
@@ -182,6 +182,8 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append(f"{split:<11} {dialogues} dialogues, {report['utterances'][split]} utterances")
     if report["in_no_split"]:
         lines.append(f"no split    {report['in_no_split']} dialogues")
+    if report["unlabelled"]:
+        lines.append(f"no label    {report['unlabelled']} utterances")
     lines += ["", f"{'class':<16}" + "".join(f"{split:>16}" for split in report["class_counts"])]
     for k, name in enumerate(report["label_names"]):
         cells = ((counts[k], sum(counts)) for counts in report["class_counts"].values())
@@ -198,11 +200,22 @@ def as_text(report: dict[str, Any]) -> str:
     lines += ["", f"sha256      {report['sha256']}"]
     if report["git_blob"]:
         lines.append(f"git blob    {report['git_blob']}")
-    for key, value in report["provenance"].items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        lines.append(f"{printable(key, 40):<11} {printable(shown, 1000)}")
+    lines += [f"provenance  {printable(line, 300)}" for line in provenance_lines(report["provenance"])]
     lines += [f"warning     {printable(line, 1000)}" for line in report["warnings"]]
     return "\n".join(lines)
+
+
+def provenance_lines(value: Any, name: str = "") -> list[str]:
+    """A file's own word on where it comes from, a leaf a line; what it says is quoted, for anyone may have written it.
+
+    Args:
+        value: Of JSON.
+        name: The path to it.
+    """
+    if isinstance(value, dict) and value and name.count(".") < 4:
+        pairs = list(value.items())[:50]
+        return [line for key, item in pairs for line in provenance_lines(item, f"{name}.{key!s:.60}".lstrip("."))]
+    return [f"{ascii(name)[1:-1]}: {ascii(value)[:200]}"] if value not in ({}, [], "") else []
 
 
 def draw(corpus: Corpus, path: Path) -> None:
