@@ -24,20 +24,29 @@ def _save_figure(figure: plt.Figure, path: Path) -> None:
 
 
 def plot_adversarial_losses(history: Sequence[Mapping[str, float]], even: tuple[float, float], path: Path) -> None:
-    """The losses of generators and discriminators by epoch, one panel each, with what they are where neither side wins.
+    """The losses of stage 1 by epoch, one panel each, the adversarial ones with what they are where neither side wins.
 
     Args:
-        history: A row an epoch.
+        history: A row an epoch, its losses named ``text_G_loss``, ``text_D_loss``, and the others as in
+            ``text_matching``.
         even: The loss of a generator and of a discriminator that cannot tell, in nats.
         path: Where the picture goes.
     """
-    curves = pd.DataFrame(history).set_index("epoch")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
-    for axis, kind, title, level in zip(axes, "GD", ("Generators", "Discriminators"), even, strict=True):
-        for column in curves.filter(like=f"_{kind}_loss"):
-            axis.plot(curves.index, curves[column], marker=".", label=column.split("_")[0])
-        axis.axhline(level, color="0.6", linestyle=":", label=f"neither side wins ({level:.2f})")
-        axis.set(title=title, xlabel="epoch", ylabel="adversarial loss (nats)")
+    curves = pd.DataFrame(history).set_index("epoch").drop(columns="seconds", errors="ignore")
+    panels: dict[str, list[str]] = {"G_loss": [], "D_loss": []}
+    for column in curves:
+        panels.setdefault(column.partition("_")[2], []).append(column)
+    titles = {"G_loss": ("Generators", even[0]), "D_loss": ("Discriminators", even[1])}
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), sharex=True, layout="constrained")
+    for axis, (kind, columns) in zip(axes, panels.items(), strict=True):
+        for column in columns:
+            axis.plot(curves.index, curves[column], marker=".", label=column.partition("_")[0])
+        if kind in titles:
+            title, level = titles[kind]
+            axis.axhline(level, color="0.6", linestyle=":", label=f"neither side wins ({level:.2f})")
+            axis.set(title=title, xlabel="epoch", ylabel="adversarial loss (nats)")
+        else:
+            axis.set(title=f"Generators: {kind.replace('_', ' ')}", xlabel="epoch", ylabel=f"{kind} loss")
         axis.legend()
     _save_figure(figure, path)
 
