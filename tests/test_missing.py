@@ -21,7 +21,7 @@ from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
 from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
-QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--fused-channels", "16", "--device", "cpu", "--no-tensorboard"]
+QUICK = [*"--epochs 2 --GAN-epochs 2 --fused-channels 16 --device cpu --no-tensorboard --no-pictures".split()]
 SCRIPTS = Path(__file__).parent.parent
 
 
@@ -56,7 +56,7 @@ def files(corpus, tmp_path_factory):
 def finished(files, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "finished"
     flags = ["--features", str(files / "holes.pkl"), "--missing", "mask", "--out", str(directory)]
-    assert train_IEMOCAP.main([*flags, *QUICK]) == 0
+    assert train_IEMOCAP.main([*flags, *QUICK, "--pictures"]) == 0
     return directory
 
 
