@@ -19,6 +19,7 @@ from files import InputError
 
 MODALITIES = ("text", "visual", "acoustic")
 IEMOCAP_LABELS = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
+MOST_SPEAKERS = 16  # of a dialogue that are told apart: types of edges, and memory, grow with their square
 IGNORE_LABEL = -100  # what torch's cross entropy skips; marks padding, and utterances without a label
 
 
@@ -49,9 +50,10 @@ class Dialogue:
     def speaker_index(self) -> np.ndarray:
         """Speakers numbered by their first turn in this dialogue, int64 ``[n]``.
 
-        Numbers within the dialogue, not names, so that a model trained on one set of people reads another.
+        Numbers within the dialogue, not names, so that a model trained on one set of people reads another. From
+        number `MOST_SPEAKERS` - 1 on, all count as one.
         """
-        order = {name: i for i, name in enumerate(dict.fromkeys(self.speakers))}
+        order = {name: min(i, MOST_SPEAKERS - 1) for i, name in enumerate(dict.fromkeys(self.speakers))}
         return np.array([order[name] for name in self.speakers], dtype=np.int64)
 
 
@@ -86,6 +88,11 @@ class Corpus:
 
     @property
     def num_speakers(self) -> int:
+        """The most speakers that one dialogue has, up to `MOST_SPEAKERS`."""
+        return min(self.most_speakers, MOST_SPEAKERS)
+
+    @property
+    def most_speakers(self) -> int:
         """The most speakers that one dialogue has."""
         return max(len(set(d.speakers)) for d in self.dialogues.values())
 

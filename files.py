@@ -1,4 +1,4 @@
-"""The ground floor: the errors that a user sees as one line, and files that are written whole or not at all.
+"""The ground floor: errors that a user sees as one line, files written whole or not at all, text that is safe to show.
 
 The standard library alone, so that whoever needs an error imports nothing else.
 """
@@ -6,11 +6,14 @@ The standard library alone, so that whoever needs an error imports nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -36,11 +39,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Both the file and its place in the folder are on the disk when this returns, so that no power cut undoes it.
 
     Raises:
-        WriteError: If the file cannot be written.
+        WriteError: If the file cannot be written, or the name is that of a folder or a device.
     """
     path = Path(path)
+    if not path.name or "\0" in path.name:
+        raise WriteError(f"{str(path)!r}: no name of a file; give one such as out.pkl")
+    with contextlib.suppress(OSError):  # what cannot be looked at cannot be written either, and says so below
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device, not a file"
+            raise WriteError(f"{path}: {what}; give the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # it might be a link to what is not ours
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -62,6 +72,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def is_leftover(path: Path) -> bool:
     """Whether a file is what a process that was killed inside `replacing` left."""
     return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
+
+
+def read_text(path: Path, most: int = 100_000_000) -> str:
+    """The text of a small file, UTF-8.
+
+    Args:
+        path: Of a file; devices and pipes have no end and are refused.
+        most: Bytes it may have; that a run of a million dialogues has in its ``config.json``.
+
+    Raises:
+        OSError: If it cannot be read, or is no file.
+        ValueError: If it is larger, or not UTF-8.
+    """
+    if not path.is_file():
+        path.stat()  # says so if there is nothing
+        raise OSError(errno.EINVAL, "a folder or a device, not a file")
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return content.decode()
 
 
 # What a name may be made of, and what not: control characters move the cursor, ring the bell or end a line, those of
@@ -89,3 +120,56 @@ def printable(text: str, limit: int | None = 200) -> str:
     if not is_printable(cut):
         cut = "".join(c if is_printable(c) else ascii(c)[1:-1] for c in cut)
     return cut if limit is None or len(cut) <= limit else cut[: max(0, limit - 1)] + "…"
+
+
+def open_streams() -> None:
+    """Make the standard streams fit to be written to.
+
+    One that was closed (``>&-``) becomes the null device, or the next file to be opened would take its number and
+    whatever is printed. Characters that the terminal lacks are escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str = "") -> None:
+    """Print, as the last thing that a command does.
+
+    A reader that has closed the pipe has read enough, and is no error.
+
+    Raises:
+        WriteError: If it cannot be printed, for want of space.
+    """
+    try:
+        print(text, flush=True) if text else sys.stdout.flush()
+    except BrokenPipeError:
+        _mute(sys.stdout)
+    except OSError as error:
+        _mute(sys.stdout)
+        raise WriteError(
+            f"standard output: cannot be written ({error.strerror}); what was to be printed is lost"
+        ) from None
+
+
+def complain(text: str) -> None:
+    """Print one line to standard error; where nobody can read it, go without."""
+    try:
+        print(printable(" ".join(text.split()), 2000), file=sys.stderr, flush=True)
+    except OSError:
+        _mute(sys.stderr)
+
+
+def _mute(stream: Any) -> None:
+    """Let what is still to be written to a stream vanish, or Python would fail again on leaving."""
+    with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
-from experiment.flags import Command, parse_args
 from experiment.start import begin, ready
 
 if __name__ == "__main__":
-    begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
+    begin("experiment.flags")  # wrong flags and --help are answered here, before the imports that take seconds
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,21 @@ from dataloader import (
     hold_out_validation,
     session_logit_adjustment,
 )
-from experiment.checks import check_before_writing, check_export, check_shape
-from experiment.console import say
-from experiment.evaluation import assess, best_epoch, evaluate, fused_corpus, report
+from experiment.checks import check_before_writing, check_export
+from experiment.console import announce, leave, say
+from experiment.evaluation import best_epoch, evaluate, fused_corpus, report
+from experiment.flags import Command, parse_args
+from experiment.fusion_quality import quality_of_run
 from experiment.plan import out_of_fold, plan, train_plan
-from experiment.prediction import assess_model, load
+from experiment.rescoring import rescore
 from experiment.run import Run
-from experiment.run_directory import locked, prepare_directory, read_config, save_tensors, write_config, write_json
+from experiment.run_directory import (
+    locked,
+    prepare_directory,
+    read_config,
+    save_tensors,
+    write_config,
+)
 from experiment.settings import Settings, from_json
 from experiment.trained import (
     build_network,
@@ -56,7 +64,7 @@ from experiment.trained import (
     standardisation,
     standardiser_file,
 )
-from files import InputError, InterruptedRunError, TrainingError, WriteError
+from files import InputError, InterruptedRunError, TrainingError, WriteError, complain, printable
 from model import GANFFN, AdversarialFusion, emotion_loss
 from synthetic import synthetic_corpus
 from utils import average_weights, finite, finite_weights, stream
@@ -67,6 +75,7 @@ REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # the same in the reference implementati
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
+WARM_UP = 0.1  # part of stage 1 in which its learning rate rises
 
 # The method ----------------------------------------------------------------------------------------------------------
 
@@ -81,7 +90,11 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
     run = Run(directory, tensorboard=settings.run.tensorboard, checkpoint_every=settings.run.checkpoint_every)
     save_tensors(standardiser_file(directory), standardise.tensors())
-    announce(corpus, network, settings, directory)
+    splits = {split: len(ids) for split, ids in corpus.splits.items()}
+    parameters = sum(p.numel() for p in network.parameters())
+    if corpus.most_speakers > corpus.num_speakers:
+        say(f"Speakers of a dialogue from the {corpus.num_speakers}th on count as one, and share their edge types.")
+    announce(Path(corpus.name).name, splits, corpus.dims, parameters, settings.run.device, str(directory))
 
     interrupted, held_out = None, []
     try:
@@ -94,41 +107,67 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
             held_out = out_of_fold(settings, corpus, directory, run_seed)
     except InterruptedRunError as stop:
         interrupted = str(stop)
-    shown = {"best_on_test": settings.run.report_best_test, "pictures": settings.run.pictures}
-    return report(network, data, corpus.label_names, run, **shown, interrupted=interrupted, out_of_fold=held_out)
+    fused = run.history["classifier"] and (settings.fusion.epochs or settings.fusion.trained_run)
+    return report(
+        network,
+        data,
+        corpus.label_names,
+        run,
+        best_on_test=settings.run.report_best_test,
+        pictures=settings.run.pictures,
+        interrupted=interrupted,
+        fusion=quality_of_run(network.fusion, directory, data) if fused else None,
+        out_of_fold=held_out,
+    )
 
 
 def train_adversarial_fusion(
     fusion: AdversarialFusion, dialogues: Sequence[Dialogue], run: Run, settings: Settings
 ) -> None:
-    """Stage 1: every modality's fused features learn to pass for the other modalities.
+    """Stage 1: every modality's fused features learn to pass for the other modalities'.
 
     No label is looked at. At the end the generators are the exponential moving average of themselves over the steps
     (arXiv 1806.04498).
     """
-    epochs = settings.fusion.epochs
+    device, epochs, trained_run = settings.run.device, settings.fusion.epochs, settings.fusion.trained_run
     if len(fusion.generators) < 2:
         say("One modality: there is nothing to fuse, so stage 1 is skipped.")
-        return
-    if settings.fusion.trained_run:
-        load_weights(fusion, fusion_weights(Path(settings.fusion.trained_run)))
+        epochs = 0
+    elif trained_run:
+        load_weights(fusion, fusion_weights(Path(trained_run)))
         epochs = settings.fusion.more_epochs
+    if epochs:
+        train_generators(fusion, dialogues, epochs, run, settings)
+    if not fusion.settled:
+        fusion.settle(batch.to(device) for batch in batches(dialogues, settings.run.batch_size))
+
+
+def train_generators(
+    fusion: AdversarialFusion, dialogues: Sequence[Dialogue], epochs: int, run: Run, settings: Settings
+) -> None:
+    """Generators against discriminators, on clean features: noise would make the game look even while it is not."""
+    fusion.unsettle()
     seed_everything(stream(settings.run.seed, "stage 1"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 1"))
     loader = batches(dialogues, settings.run.batch_size, shuffle)
     weights = fusion.loss_weights(settings.fusion.weight)
     average = average_weights(fusion.generators, EMA_DECAY)
-    generating = nn.ModuleList([fusion.generators, fusion.decoders])
-    generator_optimizer = torch.optim.AdamW(
-        generating.parameters(), lr=settings.fusion.lr, weight_decay=settings.classifier.weight_decay
+    lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
+    generator_optimizer = torch.optim.AdamW(fusion.generating, lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        generator_optimizer, lr, total_steps=epochs * len(loader), pct_start=WARM_UP, cycle_momentum=False
     )
     ratio = DISCRIMINATOR_LR_RATIO if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
-    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * settings.fusion.lr)
+    # Little momentum and no decay, as R3GAN's discriminators.
+    discriminator_optimizer = torch.optim.AdamW(
+        fusion.discriminators.parameters(), lr=ratio * lr, betas=(0.5, 0.99), weight_decay=0
+    )
     parts = {
         "fusion": fusion,
         "average": average,
         "generator_optimizer": generator_optimizer,
         "discriminator_optimizer": discriminator_optimizer,
+        "schedule": schedule,
         "shuffle": shuffle,
     }
     done = run.restore("adversarial", parts)
@@ -137,14 +176,13 @@ def train_adversarial_fusion(
         fusion.train()
         losses = []
         for step, batch in enumerate(loader, 1):
-            seen = batch.augment(**asdict(settings.augmentation)).to(settings.run.device)
-            # Generators read what is augmented; what they are compared with is clean.
-            real = replace(seen, features=batch.to(settings.run.device).features)
+            batch = batch.augment(**{**asdict(settings.augmentation), "noise": 0}).to(settings.run.device)
             where = f"epoch {epoch} of stage 1, step {step}"
 
             discriminator_losses, generator_losses = adversarial_step(
-                fusion, real, fusion(seen), weights, discriminator_optimizer, generator_optimizer, where
+                fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, where
             )
+            schedule.step()
             average.update_parameters(fusion.generators)
 
             losses.append(
@@ -162,13 +200,7 @@ def train_adversarial_fusion(
         means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
-    if epochs:
-        fusion.generators.load_state_dict(average.module.state_dict())
-
-
-def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
-    """Adam with little momentum and no decay, as R3GAN's discriminators have it."""
-    return torch.optim.AdamW(fusion.discriminators.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0)
+    fusion.generators.load_state_dict(average.module.state_dict())
 
 
 def adversarial_step(
@@ -188,7 +220,7 @@ def adversarial_step(
     Raises:
         TrainingError: If a loss or a gradient is not finite.
     """
-    # Discriminators: tell the real features of a modality from the fused features of the others.
+    # Discriminators: tell a modality's fused features from the others'.
     discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
     discriminator_optimizer.zero_grad()
     finite(sum(discriminator_losses.values()), where).backward()
@@ -294,26 +326,17 @@ def load_corpus(settings: Settings, needs: Sequence[str] = ("train", "test")) ->
         raise InputError(NO_DATA)
     if data.fold:
         folds, over, name = data.fold
-        corpus = cross_validation(corpus, folds, over)[name]
+        parts = cross_validation(corpus, folds, over)
+        if name not in parts:
+            raise InputError(f"{corpus.name}: no fold {name} of the run's; there are {', '.join(parts):.200}")
+        corpus = parts[name]
     return corpus.select_modalities(data.modalities) if data.modalities else corpus
-
-
-def announce(corpus: Corpus, network: GANFFN, settings: Settings, directory: Path) -> None:
-    """Say in a line what is about to be trained."""
-    splits = ", ".join(f"{len(ids)} {split}" for split, ids in corpus.splits.items())
-    dims = ", ".join(f"{m} {d}" for m, d in corpus.dims.items())
-    parameters = sum(p.numel() for p in network.parameters())
-    say(
-        f"{Path(corpus.name).name}: dialogues {splits}; features {dims}; {parameters:,} parameters on "
-        f"{settings.run.device}; into {directory}"
-    )
 
 
 def evaluate_run(command: Command) -> None:
     """Score a finished run again, or those of several seeds as one, on its own feature file or on another alike."""
     directory, asked = Path(command.evaluate), command.settings
     config = read_config(directory)
-    model = load(directory, asked.run.device)
     settings = from_json(config["settings"], str(directory / "config.json")).replace(run__device=asked.run.device)
     for name in ("missing", "label_names"):
         if f"data.{name}" in command.given:
@@ -322,32 +345,9 @@ def evaluate_run(command: Command) -> None:
         settings = settings.replace(data__features=asked.data.features, data__demo=asked.data.demo, data__fold=None)
     utils.choose_determinism(settings.run.deterministic)
     corpus = load_corpus(settings, needs=["test"])
-    check_shape(corpus, config["corpus"], directory)
-    several = len(model.members) > 1
     if command.export_fused:
-        if several:
-            one = directory / model.members[0].name
-            raise InputError(f"--export-fused writes the features of one run: use --evaluate {one}")
         check_export(settings, corpus, command.export_fused)
-    scored = corpus
-    if corpus.sha256 == config["features"]["sha256"] and not several:  # else no dialogue was held out of it
-        scored = replace(corpus, splits={split: tuple(ids) for split, ids in config["splits"].items()})
-    data = {split: scored.split(split) for split, ids in scored.splits.items() if ids}
-    out = Path(command.out) if command.out else None
-    with locked(out) if out else nullcontext():
-        if out:
-            prepare_directory(out, corpus, resume=False, overwrite=command.overwrite)
-        if several:
-            scores, text = assess_model(model, data, out, pictures=asked.run.pictures)
-        else:
-            one = model.members[0]
-            standardised = {split: [one.standardise(d) for d in dialogues] for split, dialogues in data.items()}
-            scores, text = assess(
-                one.network, standardised, corpus.label_names, out, one.calibration, pictures=asked.run.pictures
-            )
-        if out:
-            write_json(out / "report.json", scores)
-    say(text)
+    say(rescore(command, settings, corpus))
     if command.export_fused:
         export_fused(directory, corpus, settings, command.export_fused)
 
@@ -372,8 +372,9 @@ def train(command: Command) -> int:
     runs = plan(settings, corpus, command.seeds, command.folds, command.folds_over)
     check_before_writing(command, [run.corpus for run in runs])
     data = "demo" if settings.data.demo else Path(settings.data.features).stem
-    directory = Path(command.resume or command.out or f"runs/{data}-{time.strftime('%Y%m%d-%H%M%S')}")
-    go_on = f"To go on: python {Path(__file__).name} --resume {directory}"
+    name = f"{printable(data, 80)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = Path(command.resume or command.out or f"runs/{name}")
+    go_on = f"To go on: python {Path(__file__).name} --resume {shlex.quote(str(directory))}"
     try:
         with locked(directory):
             prepare_directory(directory, corpus, resume=bool(command.resume), overwrite=command.overwrite)
@@ -386,7 +387,7 @@ def train(command: Command) -> int:
     except WriteError as error:
         raise TrainingError(f"{error}. What was finished is kept. {go_on}") from None
     if "interrupted" in figures:
-        print(f"Interrupted at {figures['interrupted']}. {go_on}", file=sys.stderr)
+        complain(f"Interrupted at {figures['interrupted']}. {go_on}")
         return 130
     if command.export_fused:
         export_fused(directory, corpus, settings, command.export_fused)
@@ -409,26 +410,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         utils.choose_determinism(settings.run.deterministic)
         return train(command)
     except InputError as error:
-        message = str(error)  # in which a file's name may have a line break
-        print(f"error: {message if message == NO_DATA else ' '.join(message.split())}", file=sys.stderr)
+        if str(error) == NO_DATA:
+            with suppress(OSError):
+                print(f"error: {NO_DATA}", file=sys.stderr)
+        else:
+            complain(f"error: {error}")
         return 2
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     except KeyboardInterrupt as stop:
-        print(str(stop) or "Stopped.", file=sys.stderr)
+        complain(str(stop) or "Stopped.")
         return 130
     except (MemoryError, RuntimeError) as error:
         if not utils.out_of_memory(error):
             raise
-        print(
+        complain(
             f"error: out of memory on {settings.run.device}; what was finished is kept; lower --batch-size "
-            f"({settings.run.batch_size} now), use fewer --modalities, or --resume where there is more memory",
-            file=sys.stderr,
+            f"({settings.run.batch_size} now), use fewer --modalities, or --resume where there is more memory"
         )
         return 1
 
 
 if __name__ == "__main__":
     ready()
-    sys.exit(main())
+    leave(main())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dataloader import IGNORE_LABEL
-from files import InputError, TrainingError
+from files import InputError, TrainingError, printable
 
 # Scores --------------------------------------------------------------------------------------------------------------
 
@@ -112,8 +112,9 @@ def report_text(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequ
     labels, probabilities = labelled(labels, probabilities)
     figures = score(labels, probabilities, label_names)
     predicted = probabilities.argmax(1)
+    names = [printable(name, 40) for name in label_names]
     table = classification_report(
-        labels, predicted, labels=range(len(label_names)), target_names=label_names, digits=4, zero_division=0
+        labels, predicted, labels=range(len(label_names)), target_names=names, digits=4, zero_division=0
     )
     matrix = np.array(figures["confusion_matrix"])
     return f"Test performance..\nLoss {figures['loss']:.4f} F1-score {figures['weighted_f1']:.2f}\n{table}\n{matrix}\n"

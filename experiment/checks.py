@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dataloader import Corpus, Standardiser, hold_out_validation
 from experiment.flags import Command
-from experiment.run_directory import read_config
+from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
 from experiment.settings import Settings
 from experiment.trained import build_network, fusion_weights, load_weights, shape_of
 from files import InputError
@@ -46,8 +51,72 @@ def check_export(settings: Settings, corpus: Corpus, path: str) -> None:
     """
     if len(corpus.dims) < 2 or not (settings.fusion.epochs or settings.fusion.trained_run):
         raise InputError("--export-fused: stage 1 was left out, so no features are fused; use two modalities or more")
-    if not Path(path).resolve().parent.is_dir():
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
         raise InputError(f"--export-fused {path}: cannot be written; there is no such folder, make it")
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError(f"--export-fused {path}: a folder or a device; give the name of a file")
+    if not os.access(folder, os.W_OK) or len(os.fsencode(Path(path).name)) > LONGEST_NAME:
+        raise InputError(f"--export-fused {path}: cannot be written there, or under so long a name; choose another")
+    check_apart("--export-fused", path, settings)
+    if marked(folder) and any(re.fullmatch(pattern, Path(path).name) for pattern in RUN_FILES):
+        raise InputError(f"--export-fused {path}: a file of the run in {folder}; give another name")
+
+
+LONGEST_NAME = 230  # bytes; a file system's 255, less what it is called while it is written
+
+
+def check_apart(flag: str, path: str, settings: Settings) -> None:
+    """Refuse to write over what is read, whatever name or link it goes by.
+
+    Raises:
+        InputError: If the output is an input, or lies in a folder that is one.
+    """
+    out = Path(path)
+    for name, needed in (("--features", settings.data.features), ("--use-trained-GAN", settings.fusion.trained_run)):
+        if not needed or not Path(needed).exists():
+            continue
+        # A symbolic link to the input would only be replaced itself, but who names it means what is behind it.
+        if (out.exists() and out.samefile(needed)) or any(
+            parent.samefile(needed) for parent in out.resolve().parents if Path(needed).is_dir()
+        ):
+            raise InputError(f"{flag} {path}: would be written over {name} {needed}; give another name")
+
+
+def memory() -> int:
+    """Bytes of memory that this process may have, as far as the system says; 2^63 where it says nothing."""
+    bounds = [2**63]
+    with suppress(ValueError, OSError, AttributeError):
+        bounds.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for control_group in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(ValueError, OSError):
+            bounds.append(int(Path(control_group).read_text()))
+    with suppress(ImportError):  # Windows has no such limits
+        import resource
+
+        bounds += [limit for limit in resource.getrlimit(resource.RLIMIT_AS)[:1] if limit > 0]
+    return min(bounds)
+
+
+def check_memory(settings: Settings, shape: Mapping[str, Any], *, training: bool = True) -> None:
+    """Refuse a network that the machine has no memory for, before the system kills what asks for it.
+
+    Raises:
+        InputError: If its weights alone do not fit, or in training the six copies of them: gradients, two moments of
+            the optimizer, the average and the best, besides themselves.
+    """
+    cpu, device = torch.get_rng_state(), torch.device("meta")
+    with device:
+        network = build_network(shape, settings.fusion, settings.classifier)
+    torch.set_rng_state(cpu)
+    parameters = sum(p.numel() for p in (*network.parameters(), *network.buffers()))
+    needed, there = parameters * 4 * (6 if training else 1), memory()
+    if needed > there:
+        raise InputError(
+            f"--fused-channels {settings.fusion.channels}, {settings.classifier.graph_layers} graph layers, "
+            f"{shape['num_speakers']} speakers: {parameters:,} parameters take {needed / 1e9:,.0f} GB and the machine "
+            f"has {there / 1e9:,.0f}; lower --fused-channels, --graph-layers or --speaker-layers"
+        )
 
 
 def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
@@ -57,6 +126,9 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
         InputError: If validation, a modality, the earlier run's stage 1 or the export cannot be had.
     """
     settings, corpus = command.settings, parts[0]
+    if command.overwrite and command.out and not command.resume and marked(Path(command.out)):
+        check_replaceable(Path(command.out))
+    check_memory(settings, shape_of(corpus))
     for part in parts:
         held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
         if settings.data.missing == "mask":

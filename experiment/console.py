@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import NoReturn
 
 from tqdm import tqdm
+
+import files
+from files import complain, printable
 
 EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 def say(text: str) -> None:
-    """Print to standard output at once; if nobody reads it any more, go on in silence.
+    """Print to standard output at once, line breaks kept and all else made safe to show; if it cannot be, go on.
 
     A run whose reader left (``| head -1``) or whose disk is full has written its files before it speaks.
     """
+    global lost
     try:
-        print(text, flush=True)
-    except (OSError, ValueError):
-        mute()
+        files.say("\n".join(printable(line, None) for line in text.split("\n")))
+    except ValueError as error:  # a WriteError, or a stream that is closed
+        if not lost:
+            lost = str(error)
+            complain(f"warning: {error}; the files of the run are whole")
 
 
-def mute() -> None:
-    """Send what else goes to standard output nowhere."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
+def announce(
+    data: str, splits: Mapping[str, int], dims: Mapping[str, int], parameters: int, device: str, out: str
+) -> None:
+    """Say in a line what is about to be trained, on what and into which directory."""
+    dialogues = ", ".join(f"{count} {split}" for split, count in splits.items())
+    features = ", ".join(f"{m} {d}" for m, d in dims.items())
+    say(f"{data}: dialogues {dialogues}; features {features}; {parameters:,} parameters on {device}; into {out}")
+
+
+lost = ""  # why standard output could not be written
+
+
+def leave(status: int) -> NoReturn:
+    """End the process: quietly, and with status 1 where all went well but what was said is lost."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    say("")
+    sys.exit(status or int(bool(lost)))
 
 
 class Progress:
@@ -47,7 +69,8 @@ class Progress:
         try:
             yield from range(self.done + 1, self.epochs + 1)
         finally:
-            self.bar.close()
+            with suppress(OSError):
+                self.bar.close()
 
     def show(self, row: Mapping[str, float]) -> None:
         """Say what an epoch came to: its losses and, where it was scored, its weighted F1."""
@@ -57,8 +80,9 @@ class Progress:
             if name.endswith(("_loss", "_weighted_f1"))
         }
         if not self.bar.disable:
-            self.bar.set_postfix({name: f"{value:.2f}" for name, value in figures.items()}, refresh=False)
-            self.bar.update()
+            with suppress(OSError):  # of a terminal that was closed
+                self.bar.set_postfix({name: f"{value:.2f}" for name, value in figures.items()}, refresh=False)
+                self.bar.update()
             return
         epoch, now = int(row["epoch"]), time.monotonic()
         if now - self.spoke >= EVERY or epoch == self.epochs:

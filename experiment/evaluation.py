@@ -88,6 +88,7 @@ def report(
     best_on_test: bool,
     pictures: bool,
     interrupted: str | None,
+    fusion: Mapping[str, Any] | None = None,
     out_of_fold: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> dict[str, Any]:
     """Score the chosen weights, write the run's files and print the report. The test split is scored here only.
@@ -100,6 +101,7 @@ def report(
         best_on_test: Whether to show also what looking at the test split would have chosen.
         pictures: Whether to draw them.
         interrupted: Where the run was stopped, if it was.
+        fusion: How well stage 1 has fused, if it was trained.
         out_of_fold: Labels and probabilities of training dialogues under networks that had not seen them, a pair a
             fold, to fit the temperature on; without, it is fitted on the validation split, if there is one.
 
@@ -131,6 +133,7 @@ def report(
     figures = {
         **scores,
         **on_test,
+        **({"fusion": dict(fusion)} if fusion else {}),
         "best_epoch": chosen,
         "parameters": sum(p.numel() for p in network.parameters()),
         "seconds": {**seconds, "total": sum(seconds.values()) + time.perf_counter() - started},

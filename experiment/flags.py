@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiment import settings as s
-from files import InputError
+from files import InputError, printable
 
 TITLES = {
     "data": "data",
@@ -22,8 +22,6 @@ TITLES = {
     "augmentation": "augmentation of training data, in both stages",
     "run": "run",
 }
-# What another device or folder may need otherwise. The data may have moved: their checksum is compared instead.
-FREE_ON_RESUME = {"data.features", "run.device", "run.checkpoint_every", "run.tensorboard", "run.pictures"}
 WITH_EVALUATE = {"data.features", "data.demo", "data.missing", "data.label_names", "run.device", "run.pictures"}
 README_FLAGS = (  # those that matter most
     *("--features", "--demo", "--modalities", "--missing", "--valid"),
@@ -69,8 +67,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with status 2."""
-        shown = "".join(c if c.isprintable() else " " for c in message)
-        self.exit(2, f"{self.prog}: error: {' '.join(shown.split()):.1000}\n")
+        self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()), 1000)}\n")
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -142,12 +139,25 @@ def build_parser() -> Parser:
     add_settings(parser)
     what = parser.add_argument_group("what to do")
     what.add_argument(
-        "--config", metavar="FILE", help="settings from JSON, such as a run's config.json; flags override"
+        "--config",
+        type=flag_type(s.FileName().parse),
+        metavar="FILE",
+        help="settings from JSON, such as a run's config.json; flags override",
     )
-    what.add_argument("--out", metavar="DIR", help="run directory (default: runs/ and the data's name, time)")
+    what.add_argument(
+        "--out",
+        type=flag_type(s.FileName(new=True).parse),
+        metavar="DIR",
+        help="run directory (default: runs/ and the data's name, time)",
+    )
     what.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     what.add_argument(
-        "--resume", metavar="RUN", nargs="?", const="", help="go on with a run that was stopped: RUN, or that of --out"
+        "--resume",
+        type=flag_type(s.FileName().parse),
+        metavar="RUN",
+        nargs="?",
+        const=True,
+        help="go on with a run that was stopped: RUN, or that of --out",
     )
     what.add_argument("--seeds", type=flag_type(s.parse_seeds), metavar="LIST", help="several runs, such as 0,1,2")
     what.add_argument(
@@ -165,16 +175,19 @@ def build_parser() -> Parser:
     )
     what.add_argument(
         "--evaluate",
+        type=flag_type(s.FileName().parse),
         metavar="RUN",
         help="score a finished run again, on its own data or, with --features, on other; --out DIR writes that too",
     )
     what.add_argument(
         "--export-fused",
+        type=flag_type(s.FileName(new=True).parse),
         metavar="FILE",
         help="write the fused features of stage 1 as a 9-tuple pickle for other networks",
     )
     what.add_argument(
         "--download",
+        type=flag_type(s.Text().parse),
         metavar="NAME",
         nargs="?",
         const="iemocap",
@@ -213,7 +226,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Command:
 
 def _resumed(parser: Parser, given: dict[str, Any], chosen: Mapping[str, Any], config: str | None) -> Command:
     """The command of the run to resume; what is given beside ``--resume`` must say the same."""
-    given["resume"] = given["resume"] or given["out"]
+    if given["resume"] is True:
+        given["resume"] = given["out"]
     if not given["resume"]:
         parser.error("--resume: name the run, or give its directory with --out")
     path = Path(given["resume"]) / "config.json"
@@ -221,20 +235,20 @@ def _resumed(parser: Parser, given: dict[str, Any], chosen: Mapping[str, Any], c
     settings = s.from_json(config_of_run["settings"], str(path))
     try:
         plan = config_of_run.get("plan") or {}
-        seeds = s.parse_seeds(",".join(str(int(x)) for x in plan["seeds"])) if plan.get("seeds") else None
+        seeds = s.check_seeds(plan["seeds"]) if plan.get("seeds") else None
         folds = s.parse_folds(str(plan["folds"])) if plan.get("folds") else None
         over = s.Choice(("all", "train")).check(plan.get("folds_over", "all"))
-    except (ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: plan: no seeds and folds of a run; the run directory is damaged") from None
     saved = {**s.flat(settings), "seeds": seeds, "folds": folds, "folds_over": over}
     said = {**chosen, **{n: given[n] for n in ("seeds", "folds") if given[n]}}
     if given["folds_over"] != "all":
         said["folds_over"] = given["folds_over"]
-    changed = [name for name, value in said.items() if name not in FREE_ON_RESUME and saved.get(name) != value]
+    changed = [name for name, value in said.items() if name not in s.FREE_ON_RESUME and saved.get(name) != value]
     if changed or config:
         words = ", ".join(f"{flag_of(n)} {said[n]} (the run has {saved.get(n)})" for n in changed) or "--config"
         parser.error(f"--resume {given['resume']}: the run was begun with other flags: {words}; leave them out")
-    free = {name.replace(".", "__"): value for name, value in chosen.items() if name in FREE_ON_RESUME}
+    free = {name.replace(".", "__"): value for name, value in chosen.items() if name in s.FREE_ON_RESUME}
     given |= {"seeds": seeds, "folds": folds, "folds_over": over, "out": given["resume"]}
     return Command(settings.replace(**free), **given, given=frozenset(chosen))
 

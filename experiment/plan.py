@@ -14,9 +14,9 @@ import pandas as pd
 import utils
 from dataloader import IGNORE_LABEL, Corpus, cross_validation
 from experiment.console import say
-from experiment.run_directory import drop_states, locked, write_json
-from experiment.settings import Settings, read_json
-from files import InputError, InterruptedRunError
+from experiment.run_directory import check_same_run, drop_states, locked, read_report, write_json
+from experiment.settings import Settings
+from files import InputError, InterruptedRunError, read_text
 
 Figures = Mapping[str, Any]
 LEAST = 5e-7  # half of the last of 6 decimals
@@ -72,6 +72,7 @@ def train_plan(
             return train_or_read(run, directory, train)
         say(", ".join(part[0].upper() + part[1:] for part in spoken(run.name)))
         with locked(directory / run.name):
+            check_same_run(directory / run.name, run.settings, run.corpus)
             figures = train_or_read(run, directory / run.name, train)
         if "interrupted" in figures:
             summarise_tree(directory, finished)
@@ -83,14 +84,24 @@ def train_plan(
 def train_or_read(run: PlannedRun, directory: Path, train: Callable[[Settings, Corpus, Path], Figures]) -> Figures:
     """The figures of a run, trained unless it is finished already."""
     path = directory / "report.json"
-    figures = read_json(path) if path.exists() else {"interrupted": None}
+    figures = read_report(directory) if path.exists() else {"interrupted": None}
     if "interrupted" in figures:
         figures = train(run.settings, run.corpus, directory)
     else:
-        say((directory / "report.txt").read_text(encoding="utf-8"))
+        say(finished_text(directory, figures))
     if "interrupted" not in figures:
         drop_states(directory)
     return figures
+
+
+def finished_text(directory: Path, figures: Figures) -> str:
+    """What a finished run printed, or its figures where that file is gone."""
+    try:
+        return read_text(directory / "report.txt")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        told = ", ".join(f"{name} {figures['test'][name]:.2f}" for name in utils.METRICS)
+        return f"{directory / 'report.txt'}: cannot be read ({reason}); report.json has on test: {told}"
 
 
 def spoken(name: str) -> list[str]:

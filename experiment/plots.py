@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from sklearn.manifold import TSNE
 
-from files import replacing
+from files import printable, replacing
 from utils import interval
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+
+LARGEST = 18.0  # inches of a picture that grows with what it shows
+MOST_NAMED = 40  # classes, seeds or folds whose names fit on an axis
+MOST_WRITTEN = 20  # classes whose counts are written into the matrix, or which have a place in a legend
+
+
+def drawn(text: str, limit: int = 30) -> str:
+    """Text as matplotlib may draw it: safe to show, and with no ``$`` that it would take for the start of TeX."""
+    return printable(text, limit).replace("$", r"\$")
+
+
+def _name_some(axis: plt.Axes, which: str, names: Sequence[str], **how: Any) -> None:
+    """Name the places 0, 1, … of an axis, evenly spaced ones where there are more than fit."""
+    places = range(0, len(names), -(-len(names) // MOST_NAMED))
+    getattr(axis, f"set_{which}ticks")(places, [drawn(names[i]) for i in places], **how)
 
 
 def _save_figure(figure: plt.Figure, path: Path) -> None:
@@ -70,15 +86,14 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence
     """Shares of each true class by predicted class, with the counts written in."""
     counts = np.array(matrix)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-    size = 2.5 + 0.8 * len(label_names)
+    size = min(2.5 + 0.8 * len(label_names), LARGEST)
     figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts if len(counts) <= MOST_WRITTEN else counts[:0]):
         shade = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, f"{shares[row, column]:.0%}\n{count}", ha="center", va="center", color=shade)
-    ticks = range(len(label_names))
-    axis.set_xticks(ticks, label_names, rotation=45, ha="right")
-    axis.set_yticks(ticks, label_names)
+    _name_some(axis, "x", label_names, rotation=45, ha="right")
+    _name_some(axis, "y", label_names)
     axis.set(xlabel="predicted", ylabel="true", title="Test utterances")
     figure.colorbar(image, label="share of the true class")
     _save_figure(figure, path)
@@ -93,8 +108,9 @@ def plot_spread(weighted_f1: Mapping[str, float], kind: str, path: Path) -> None
         path: Where the picture goes.
     """
     values = pd.Series(weighted_f1)
-    figure, axis = plt.subplots(figsize=(2.5 + 0.6 * max(5, len(values)), 4), layout="constrained")
-    axis.plot(values.index, values, "o", label=f"one {kind}")
+    figure, axis = plt.subplots(figsize=(min(2.5 + 0.6 * max(5, len(values)), LARGEST), 4), layout="constrained")
+    axis.plot(range(len(values)), values, "o", label=f"one {kind}")
+    _name_some(axis, "x", [str(name) for name in values.index])
     axis.axhline(values.mean(), color="0.3", label=f"mean {values.mean():.2f}")
     if span := interval(values):
         axis.axhspan(*span, color="0.85", label=f"95 % interval of the mean, {span[0]:.2f} to {span[1]:.2f}")
@@ -130,10 +146,12 @@ def plot_fused_features(
         (axes[0], emotion, label_names, "by emotion"),
         (axes[1], modality, tuple(fused), "by modality"),
     ):
-        for i, name in enumerate(names):
-            axis.scatter(*points[groups == i, :2].T, s=8, alpha=0.7, label=name)
+        shown = np.unique(groups) if len(names) > MOST_WRITTEN else range(len(names))
+        for i in shown:
+            axis.scatter(*points[groups == i, :2].T, s=8, alpha=0.7, label=drawn(names[i]))
         axis.set(title=f"Fused features {title}", xticks=[], yticks=[])
-        axis.legend(markerscale=2)
+        if len(names) <= MOST_WRITTEN:
+            axis.legend(markerscale=2)
     _save_figure(figure, path)
 
 

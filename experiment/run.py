@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import math
 import random
 import signal
-import sys
 import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,7 +26,80 @@ from torch import Tensor
 
 from experiment.console import Progress
 from experiment.run_directory import save_tensors, sweep, write_csv
-from files import InputError, InterruptedRunError, WriteError, replacing
+from files import InputError, InterruptedRunError, WriteError, complain, printable, replacing
+
+MOST_STATE = 256 * 2**30  # bytes of a checkpoint; read at once
+
+
+def stops() -> list[signal.Signals]:
+    """The signals that ask a run to stop; SIGHUP, of a terminal that is closed, unless ``nohup`` has it ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    heeded = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heeded else [])]
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Make sure that a checkpoint's epoch and curves are what `Run.save` wrote.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if state["stage"] not in Run.CURVES:
+        raise ValueError("stage")
+    history, epoch = state["history"], state["epoch"]
+    rows = [row for stage in Run.CURVES for row in history[stage]]
+    figures = [x for row in rows for x in row.values()]
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in figures):
+        raise ValueError("curves that are no numbers")
+    if any(not {"epoch", "seconds"} <= row.keys() or not all(isinstance(name, str) for name in row) for row in rows):
+        raise ValueError("curves without epochs")
+    if type(epoch) is not int or epoch != len(history[state["stage"]]):
+        raise ValueError("epoch")
+    if not all(isinstance(x, Tensor) for x in state["best"].values()):
+        raise ValueError("weights")
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Name of each tensor to its shape."""
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
+def alike(part: Any, saved: Any) -> bool:
+    """Whether a state could be that of an optimizer or a schedule; networks look for themselves when they load it."""
+    if isinstance(part, torch.optim.Optimizer):
+        groups, parameters = part.param_groups, [p for group in part.param_groups for p in group["params"]]
+        return (
+            len(saved["param_groups"]) == len(groups)
+            and all(same_kinds(ours, theirs) for ours, theirs in zip(groups, saved["param_groups"], strict=True))
+            and all(
+                isinstance(x, Tensor) and x.dtype == torch.float32 and x.shape in ((), parameters[i].shape)
+                for i, state in saved["state"].items()
+                for x in state.values()
+            )
+            and all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in saved["state"].values())
+        )
+    if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
+        ours = part.state_dict()
+        fixed = ("total_steps", "_schedule_phases", "cycle_momentum")
+        return (
+            ours.keys() == saved.keys()
+            and same_kinds(ours, saved)
+            and all(ours.get(name) == saved.get(name) for name in fixed)
+        )
+    return True
+
+
+def same_kinds(ours: Any, theirs: Any) -> bool:
+    """Whether two plain values have the same keys, lengths and types throughout; numbers finite."""
+    if isinstance(ours, dict):
+        return isinstance(theirs, dict) and all(
+            name == "params" or (name in theirs and same_kinds(value, theirs[name])) for name, value in ours.items()
+        )
+    if isinstance(ours, (list, tuple)):
+        return isinstance(theirs, type(ours)) and len(ours) == len(theirs) and all(map(same_kinds, ours, theirs))
+    if isinstance(ours, (int, float)) and not isinstance(ours, bool):
+        return isinstance(theirs, (int, float)) and math.isfinite(theirs)
+    return type(ours) is type(theirs) and (ours == theirs or not isinstance(ours, str))
 
 
 class Run:
@@ -195,17 +269,20 @@ class Run:
         if not state or state["stage"] != stage:
             return 0
         try:
+            if state["best"] and "network" in parts and shapes(state["best"]) != shapes(parts["network"].state_dict()):
+                raise ValueError("weights")
             for name, part in parts.items():
+                if not alike(part, state["parts"][name]):
+                    raise ValueError(f"part {name}")
                 (part.load_state_dict if hasattr(part, "load_state_dict") else part.set_state)(state["parts"][name])
             torch.set_rng_state(state["random"]["cpu"])
             cuda = state["random"]["cuda"]
             if len(cuda) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(cuda)
             if bool(cuda) != torch.cuda.is_available() or len(cuda) != torch.cuda.device_count():
-                print(
+                complain(
                     f"{self.last}: begun with {len(cuda) or 'no'} GPUs, goes on with "
-                    f"{torch.cuda.device_count() or 'none'}; the bits may differ",
-                    file=sys.stderr,
+                    f"{torch.cuda.device_count() or 'none'}; the bits may differ"
                 )
             random.setstate(state["random"]["python"])
             np.random.set_state(state["random"]["numpy"])
@@ -219,11 +296,12 @@ class Run:
                 else:
                     (self.directory / self.CURVES[each]).unlink(missing_ok=True)
             return int(state["epoch"])
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             if isinstance(error, InputError):
                 raise
+            reason = printable(" ".join(str(error).split()), 60) or type(error).__name__
             raise InputError(
-                f"{self.last}: not a checkpoint of this network ({type(error).__name__}); resume with the "
+                f"{self.last}: not a checkpoint of this network ({reason}); resume with the "
                 "version and flags it was begun with, or begin another run with another --out"
             ) from None
 
@@ -239,17 +317,23 @@ class Run:
             if not path.exists():
                 continue
             try:
+                if not path.is_file() or path.stat().st_size > MOST_STATE:
+                    raise ValueError("size")
                 content = path.read_bytes()
                 if hashlib.sha256(content[:-32]).digest() != content[-32:]:
                     raise ValueError("checksum")
+                with zipfile.ZipFile(io.BytesIO(content[:-32])) as members:
+                    if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                        raise ValueError("compressed")  # torch.save never does; a bomb would be
                 state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
                 if not {"stage", "epoch", "parts", "random", "history", "best"} <= state.keys():
                     raise ValueError("content")
+                check_state(state)
             except Exception:  # torch raises many types on a damaged file
                 damaged.append(path)
                 continue
             if damaged:
-                print(f"{self.last}: damaged; going on from {path.name}, the one before", file=sys.stderr)
+                complain(f"{self.last}: damaged; going on from {path.name}, the one before")
             if path == self.previous:
                 path.replace(self.last)  # or the next checkpoint would push this good one out for the damaged one
             return state
@@ -259,14 +343,14 @@ class Run:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Let Ctrl-C, or SIGTERM from a scheduler, ask for a stop after the step; a second Ctrl-C stops at once."""
+        """Let Ctrl-C, SIGTERM from a scheduler or SIGHUP ask for a stop after the step; a second one stops at once."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self.stop_requested:
                 raise KeyboardInterrupt
             self.stop_requested = True
 
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, ask) for s in stops()}
         try:
             yield
         except Exception:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import platform
+import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -20,15 +22,26 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 from torch_geometric import __version__ as pyg_version
 
+import utils
 from dataloader import Corpus
-from experiment.settings import RUN_FORMAT, Settings, read_run
-from files import InputError, is_leftover, replacing
+from experiment.settings import RUN_FORMAT, Modalities, Settings, differences, from_json, read_json, read_run
+from files import InputError, complain, is_leftover, printable, read_text, replacing
 
 LOCK = ".lock"  # in a run directory, while a process works on it
+REPLACED = ".replaced"  # in a run directory, what --overwrite is about to delete
+# All that a run writes, so that --overwrite knows a run from another folder: a file that a run gets is named here.
+PICTURES = ("GAN_loss", "training_curves", "confusion_matrix", "fused_features", "spread", "reliability")
+RUN_FILES = (
+    r"config\.json|report\.(txt|json|html)|summary\.json|predictions\.csv|GAN_loss\.csv|history\.csv",
+    rf"({'|'.join(PICTURES)})\.(png|pdf|svg)",
+    r"checkpoints/[a-z]+\.(pt|safetensors)|tensorboard/events\.[^/]+",
+)
+RUN_FOLDERS = r"checkpoints|tensorboard|calibration|seed\d+|fold[A-Za-z0-9]+"
+MOST_TENSORS = 64 * 2**30  # bytes of a file of weights; read at once
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -39,13 +52,27 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
-    """Write a table, whole or not at all. Text that a spreadsheet would take for a formula gets a ``'`` before it."""
+    r"""Write a table, whole or not at all.
+
+    Text that a spreadsheet would take for a formula gets a ``'`` before it. Control characters, line breaks and halves
+    of surrogate pairs are escaped (``\r``), so that a row is a line.
+    """
     table = pd.DataFrame(rows)
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name]):
-            table[name] = [f"'{x}" if str(x).startswith(("=", "+", "-", "@", "\t", "\r")) else x for x in table[name]]
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+            table[name] = [one_line(x) if isinstance(x, str) else x for x in table[name]]
+    table.columns = [one_line(str(name)) for name in table.columns]
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        table.to_csv(stream, index=False)
+
+
+NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """Text for a cell of a table."""
+    guarded = f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return NOT_IN_A_LINE.sub(lambda c: ascii(c.group())[1:-1], guarded)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -61,9 +88,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         InputError: If the file is not there or damaged.
     """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); the run has not come so far, or is damaged") from None
+        if path.is_file() and path.stat().st_size > MOST_TENSORS:
+            raise OSError(f"more than {MOST_TENSORS:,} bytes")
+        if path.exists() and not path.is_file():
+            raise OSError("a folder or a device, not a file")
+        return load(path.read_bytes())
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        reason = printable(" ".join(str(error).split()))
+        raise InputError(f"{path}: cannot be read ({reason}); the run has not come so far, or is damaged") from None
 
 
 @contextmanager
@@ -71,9 +103,14 @@ def locked(directory: Path) -> Iterator[None]:
     """Make a directory and let no other process work on it meanwhile; the lock of a process that died is void.
 
     Raises:
-        InputError: If another process does, or the directory cannot be made.
+        InputError: If another process does, or the directory cannot be made, or has a lock that is none of ours.
     """
     try:
+        lock_file = directory / LOCK
+        if os.path.lexists(lock_file) and (
+            lock_file.is_symlink() or not lock_file.is_file() or lock_file.stat().st_size
+        ):
+            raise InputError(f"{lock_file}: none of a run; choose another --out")
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / LOCK, blocking=False)
         lock.acquire()
@@ -84,6 +121,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            settle(directory)
         with suppress(OSError):
             (directory / LOCK).unlink(missing_ok=True)  # before the release, or it might be that of the next process
         lock.release()
@@ -102,13 +141,79 @@ def unused(directory: Path) -> bool:
     return all(path.name == LOCK or is_leftover(path) for path in directory.iterdir())
 
 
-def empty(directory: Path) -> None:
-    """Delete a run; ``config.json``, which says that it is one, goes last."""
-    for path in sorted(directory.iterdir(), key=lambda path: path.name == "config.json"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+def check_replaceable(directory: Path) -> None:
+    """Make sure that what ``--overwrite`` would delete is a run and nothing else.
+
+    A run is known by its content: the mark in ``config.json``, and no file, folder or link that a run does not have.
+
+    Raises:
+        InputError: If it is something else; it names what is in the way.
+    """
+    refused = f"--out {directory}: --overwrite replaces only runs, and"
+    if directory.is_symlink():
+        raise InputError(f"{refused} this is a link; name the folder itself")
+    at, home = directory.resolve(), Path("~").expanduser().resolve()
+    if at in (*Path.cwd().resolve().parents, Path.cwd().resolve(), *home.parents, home) or (at / ".git").exists():
+        raise InputError(f"{refused} this is a folder of other things; choose another")
+    if not marked(directory):
+        raise InputError(f"{refused} this is none: it has no config.json of one; choose another, or delete it yourself")
+    if stray := next(foreign(directory), None):
+        raise InputError(f"{refused} {stray} is none of a run's; move it elsewhere, or choose another --out")
+
+
+def foreign(directory: Path) -> Iterator[Path]:
+    """What is in a run's directory that no run writes, links included; links are not followed."""
+    for folder, names, files in os.walk(directory):
+        here = Path(folder)
+        parts = here.relative_to(directory).parts
+        inside = [part for part in parts if not re.fullmatch(r"seed\d+|fold[A-Za-z0-9]+", part)]
+        for name in names:
+            if inside or (here / name).is_symlink() or not re.fullmatch(RUN_FOLDERS, name):
+                yield here / name
+        for name in files:
+            path = here / name
+            known = any(re.fullmatch(pattern, "/".join([*inside, name])) for pattern in RUN_FILES)
+            if path.is_symlink() or not path.is_file() or not (known or name == LOCK or is_leftover(path)):
+                yield path
+
+
+def links(directory: Path) -> Iterator[Path]:
+    """Links in a directory, which a run's has none of; they are not followed."""
+    for folder, names, files in os.walk(directory):
+        yield from (path for name in [*names, *files] if (path := Path(folder, name)).is_symlink())
+
+
+def set_aside(directory: Path) -> None:
+    """Make room for another run in a run's directory; `settle` deletes what was there, or brings it back."""
+    aside = directory / REPLACED
+    aside.mkdir(exist_ok=True)
+    # config.json goes first and, if it is to be, comes back last: it says whose the directory is.
+    for path in sorted(directory.iterdir(), key=lambda path: path.name != "config.json"):
+        if path.name not in (LOCK, REPLACED):
+            path.rename(aside / path.name)
+
+
+def settle(directory: Path) -> None:
+    """Delete what a run has replaced, if that run has begun with its ``config.json``; else bring it back."""
+    aside = directory / REPLACED
+    if aside.is_symlink() or not aside.is_dir():
+        return
+    if marked(directory):
+        shutil.rmtree(aside)
+    elif marked(aside):
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(directory / path.name)
+        aside.rmdir()
+
+
+def marked(directory: Path) -> bool:
+    """Whether a directory has a ``config.json`` of a run."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not path.is_symlink() and isinstance(config, dict) and config.get("format") == RUN_FORMAT
 
 
 def drop_states(directory: Path) -> None:
@@ -131,8 +236,9 @@ def write_config(directory: Path, settings: Settings, corpus: Corpus, plan: Mapp
         plan: Of several runs, the seeds and folds.
     """
     begun = read_config(directory) if (directory / "config.json").exists() else {}
+    path = directory / "config.json"
     write_json(
-        directory / "config.json",
+        path,
         {
             "format": RUN_FORMAT,
             "settings": dataclasses.asdict(settings),
@@ -150,6 +256,7 @@ def write_config(directory: Path, settings: Settings, corpus: Corpus, plan: Mapp
             "splits": {split: list(ids) for split, ids in corpus.splits.items()},
         },
     )
+    settle(directory)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -158,7 +265,109 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
         InputError: If the directory is no run's, or that of an older version.
     """
-    return read_run(directory / "config.json")
+    path = directory / "config.json"
+    config = read_run(path)
+    from_json(config["settings"], str(path))
+    if problem := ill_formed(config):
+        raise InputError(f"{path}: {problem}; the run directory is damaged")
+    return config
+
+
+def ill_formed(config: Mapping[str, Any]) -> str | None:
+    """What is of the wrong type, or out of any range, in the ``config.json`` of a run; None if nothing is."""
+
+    def number(value: Any, most: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+    def texts(value: Any, most: int) -> bool:
+        return isinstance(value, list) and all(isinstance(x, str) and len(x) <= most for x in value)
+
+    features, corpus, splits = config["features"], config["corpus"], config["splits"]
+    if not isinstance(features, dict) or not texts([features.get("file"), features.get("sha256")], 10_000):
+        return "features: no name and checksum of a file"
+    dims = corpus.get("dims") if isinstance(corpus, dict) else None
+    try:
+        Modalities().check(list(dims))
+    except (TypeError, ValueError):
+        return "corpus: dims: no widths of modalities"
+    if not dims or not isinstance(dims, dict) or not all(number(d, MOST_WIDTH) for d in dims.values()):
+        return f"corpus: dims: widths are whole numbers from 1 to {MOST_WIDTH:,}"
+    names = corpus.get("label_names")
+    if not texts(names, 1000) or not 0 < len(names) <= MOST_CLASSES or len(set(names)) != len(names):
+        return f"corpus: label_names: no list of 1 to {MOST_CLASSES} names"
+    if not number(corpus.get("num_speakers"), MOST_SPEAKERS):
+        return f"corpus: num_speakers: no number from 1 to {MOST_SPEAKERS:,}"
+    if not isinstance(splits, dict) or not splits.keys() <= {"train", "valid", "test"}:
+        return "splits: no lists of dialogues by train, valid and test"
+    listed = [i for ids in splits.values() if isinstance(ids, list) for i in ids]
+    if not all(texts(ids, 10_000_000) for ids in splits.values()) or len(set(listed)) != len(listed):
+        return "splits: no lists of dialogues, each once"
+    versions, commit = config.get("versions", {}), config.get("git_commit")
+    if not isinstance(versions, dict) or not texts([*versions.values()], 100) or not texts([commit or ""], 100):
+        return "versions: no texts"
+    if not isinstance(config.get("plan") or {}, dict):
+        return "plan: no seeds and folds of a run"
+    return None
+
+
+def splits_of(config: Mapping[str, Any], corpus: Corpus, directory: Path) -> dict[str, tuple[str, ...]]:
+    """The splits that a run had, of the corpus it was trained on.
+
+    Raises:
+        InputError: If they name a dialogue that there is not, or none to test on.
+    """
+    splits = {split: tuple(ids) for split, ids in config["splits"].items()}
+    unknown = next((i for ids in splits.values() for i in ids if i not in corpus.dialogues), None)
+    if unknown is not None or not splits.get("test"):
+        problem = "no test dialogues" if unknown is None else f"no dialogue {unknown!r:.80} in {corpus.name}"
+        raise InputError(f"{directory / 'config.json'}: splits: {problem}; the run directory is damaged")
+    return splits
+
+
+MOST_WIDTH = 10_000_000  # of a modality
+MOST_CLASSES = 10_000
+MOST_SPEAKERS = 1_000_000
+
+
+def read_report(directory: Path) -> dict[str, Any]:
+    """What ``report.json`` says of a finished run, or of one that was interrupted.
+
+    Raises:
+        InputError: If it is not there, or has no figures.
+    """
+    path = directory / "report.json"
+    report = read_json(path)
+    damaged = f"{path}: %s; delete it, and --resume goes on from the last checkpoint"
+    if not isinstance(report, dict):
+        raise InputError(damaged % "no report of a run")
+    for split in ("test", "valid"):
+        figures = report.get(split)
+        if figures is None and (split == "valid" or "interrupted" in report):
+            continue
+        for name in utils.METRICS:
+            value = figures.get(name) if isinstance(figures, dict) else None
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < math.inf:
+                raise InputError(damaged % f"{split}: no number for {name}")
+    return report
+
+
+def check_same_run(directory: Path, settings: Settings, corpus: Corpus) -> None:
+    """Make sure that what is in a directory was begun with these settings on these data.
+
+    Raises:
+        InputError: If it is another run's.
+    """
+    if unused(directory):
+        return
+    config = read_config(directory)
+    path = directory / "config.json"
+    other = differences(from_json(config["settings"], str(path)), settings)
+    if other:
+        raise InputError(
+            f"{path}: a run with another {', '.join(other)}; move {directory} away, or choose another --out"
+        )
+    if config["features"]["sha256"] != corpus.sha256:
+        raise InputError(f"{path}: a run on other data; move {directory} away, or choose another --out")
 
 
 @cache
@@ -205,11 +414,19 @@ def prepare_directory(directory: Path, corpus: Corpus, *, resume: bool, overwrit
             )
         then, now = begun.get("versions", {}), versions()
         if other := [f"{name} {then.get(name)} (now {now[name]})" for name in now if then.get(name) != now[name]]:
-            print(f"warning: {directory} was begun with {', '.join(other)}; the bits may differ", file=sys.stderr)
-    elif not unused(directory):
-        if not overwrite:
-            raise InputError(f"--out {directory}: exists; choose another, or add --overwrite or --resume {directory}")
-        if not (directory / "config.json").exists():
-            raise InputError(f"--out {directory}: --overwrite replaces only runs, and this is none; choose another")
-        empty(directory)
+            complain(f"warning: {directory} was begun with {', '.join(other)}; the bits may differ")
+        if link := next(links(directory), None):
+            raise InputError(f"{link}: a link, and a run's directory has none; put what it names in its place")
+    else:
+        try:
+            settle(directory)  # a killed process may have left this undone
+            if not unused(directory):
+                if not overwrite:
+                    raise InputError(
+                        f"--out {directory}: exists; choose another, or add --overwrite or --resume {directory}"
+                    )
+                check_replaceable(directory)
+                set_aside(directory)
+        except OSError as error:
+            raise InputError(f"--out {directory}: cannot be replaced ({error.strerror}); choose another") from None
     sweep(directory)

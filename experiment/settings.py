@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from files import InputError
+from files import InputError, is_printable
 
 MODALITIES = ("text", "visual", "acoustic")
 ALIASES = {"audio": "acoustic", "video": "visual"}  # what else the field calls them
-GENERATORS = ("linear", "transformer")  # the kinds that model.py has
+GENERATORS = ("feed-forward", "linear", "transformer")  # the kinds that model.py has
+# What another device or folder may need otherwise. The data may have moved: their checksum is compared instead.
+FREE_ON_RESUME = {"data.features", "run.device", "run.checkpoint_every", "run.tensorboard", "run.pictures"}
 LAST_FLAT_COMMIT = "fcbf372"  # the last whose config.json held flags
 RUN_FORMAT = "gan-ffn-run-1"  # says in config.json that a directory is a run
 
@@ -111,6 +114,28 @@ class Text:
 
 
 @dataclass(frozen=True)
+class FileName:
+    """The name of a file or folder.
+
+    Args:
+        new: Whether it is of one that we make: then without line breaks and the like.
+    """
+
+    new: bool = False
+
+    def parse(self, text: str) -> str:
+        """From a flag; ``~`` stands for the home folder, though no shell saw it."""
+        return self.check(os.path.expanduser(text))  # noqa: PTH111 - a Path would lose what "./~" says
+
+    def check(self, value: Any) -> str:
+        """From JSON, or from a flag."""
+        value = Text(r"[^\x00]{1,4096}", "a name").check(value)
+        if self.new and not is_printable(value):
+            raise ValueError(f"{value!r:.80} has characters that cannot be shown; choose a plainer name")
+        return value
+
+
+@dataclass(frozen=True)
 class Modalities:
     """Modalities, each once."""
 
@@ -143,8 +168,12 @@ class Names:
         """From JSON, or from a flag."""
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise ValueError(f"{value!r:.40} is no list of names")
+        if not 0 < len(value) <= MOST_NAMES:
+            raise ValueError(f"{len(value)} names; give 1 to {MOST_NAMES}")
+        wanted = "a name of 1 to 100 printable characters"
         for name in value:
-            Text(r"[^\x00-\x1f\x7f]{1,100}", "a name of 1 to 100 printable characters").check(name)
+            if not is_printable(Text(r"[^\x00]{1,100}", wanted).check(name)):
+                raise ValueError(f"{name!r:.40} is not {wanted}")
         if len(set(value)) != len(value):
             raise ValueError("names a class twice")
         return tuple(value)
@@ -202,12 +231,21 @@ def parse_folds(text: str) -> str | int:
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds with commas between, each once."""
-    seeds = tuple(SEED.parse(part) for part in text.split(","))
+    return check_seeds([SEED.parse(part) for part in text.split(",")])
+
+
+def check_seeds(value: Any) -> tuple[int, ...]:
+    """Seeds, each once, from JSON or from a flag."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not 0 < len(value) <= MOST_SEEDS:
+        raise ValueError(f"{value!r:.40} is no list of 1 to {MOST_SEEDS} seeds")
+    seeds = tuple(SEED.check(seed) for seed in value)
     if len(set(seeds)) != len(seeds):
-        raise ValueError(f"{text!r:.40} names a seed twice")
+        raise ValueError(f"{','.join(map(str, seeds))!r:.40} names a seed twice")
     return seeds
 
 
+MOST_NAMES = 1000  # of classes
+MOST_SEEDS = 1000
 PROBABILITY = Number(float, 0, 0.99)
 SEED = Number(int, 0, 2**32 - 1)
 SWITCH = Switch()
@@ -235,11 +273,11 @@ def setting(default: Any, kind: Any, flag: str, help: str, *, metavar: str | Non
 class DataSettings:
     """The data: which file, and what of it is used."""
 
-    features: str | None = setting(None, Text(), "--features", "the feature file", metavar="FILE")
+    features: str | None = setting(None, FileName(), "--features", "the feature file", metavar="FILE")
     demo: bool = setting(False, SWITCH, "--demo", "a synthetic corpus of IEMOCAP's shape instead of a file")
     text_layers: str = setting(
         "mean",
-        Text(r"mean|concat|\d{1,3}", "mean, concat or a layer's number"),
+        Text(r"mean|concat|[0-9]{1,3}", "mean, concat or a layer's number"),
         "--text-layers",
         "where a file has several layers of text features: mean, concat, or the number of one layer",
         metavar="CHOICE",
@@ -283,7 +321,7 @@ class FusionSettings:
     """Stage 1: adversarial fusion."""
 
     epochs: int = setting(
-        15, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
+        40, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
     )
     lr: float = setting(
         1e-3,
@@ -293,11 +331,11 @@ class FusionSettings:
         metavar="LR",
     )
     weight: float = setting(
-        0.1,
+        1.0,
         Number(float, 0, 1e6),
         "--GAN-weight",
-        "weight of the adversarial and the matching loss, beside reconstruction with weight 1; at 0 generators only "
-        "reconstruct",
+        "weight of all losses that make the modalities alike, the adversarial one among them, beside reconstruction; "
+        "at 0 generators only reconstruct",
         metavar="W",
         aliases="--GAN-adversary",
     )
@@ -305,22 +343,22 @@ class FusionSettings:
         "relativistic",
         Choice(("relativistic", "reference")),
         "--GAN-loss",
-        "relativistic: R3GAN's loss (arXiv 2501.05441) with matching and reconstruction; reference: binary cross "
-        "entropy alone and slow discriminators, as the reference implementation has it",
+        "relativistic: R3GAN's loss (arXiv 2501.05441) beside those that keep to the utterance; reference: binary "
+        "cross entropy alone and slow discriminators, as the reference implementation has it",
     )
     generator: str = setting(
-        "linear",
+        "feed-forward",
         Choice(GENERATORS),
         "--generator",
-        "kind of the generators: linear reads each utterance alone, transformer reads the dialogue, as the "
-        "reference's do",
+        "kind of the generators: feed-forward and linear read each utterance alone, transformer reads the dialogue, "
+        "as the reference's do",
     )
     channels: int = setting(
-        256, Number(int, 2, 16_384), "--fused-channels", "width of the fused features; even", metavar="D"
+        256, Number(int, 10, 16_384), "--fused-channels", "width of the fused features; even", metavar="D"
     )
-    dropout: float = setting(0.4, PROBABILITY, "--dropout", "dropout probability, of generators and graph", metavar="P")
+    dropout: float = setting(0.4, PROBABILITY, "--dropout", "dropout probability in stage 2", metavar="P")
     trained_run: str | None = setting(
-        None, Text(), "--use-trained-GAN", "take stage 1, and the standardisation, from that run", metavar="RUN"
+        None, FileName(), "--use-trained-GAN", "take stage 1, and the standardisation, from that run", metavar="RUN"
     )
     more_epochs: int = setting(
         0,
@@ -417,7 +455,8 @@ class AugmentationSettings:
         0.5,
         Number(float, 0, 1e6),
         "--noise",
-        "standard deviation of Gaussian noise added to training features, in standard deviations of the feature",
+        "standard deviation of Gaussian noise added to training features in stage 2, in standard deviations of the "
+        "feature",
         metavar="SD",
     )
     drop_utterances: float = setting(
@@ -445,7 +484,10 @@ class RunSettings:
     seed: int = setting(0, SEED, "--seed", "seed of all that is random")
     batch_size: int = setting(16, Number(int, 1, 100_000), "--batch-size", "dialogues a step", metavar="B")
     device: str = setting(
-        "auto", Text(r"auto|cpu|cuda(:\d{1,3})?|mps", "a device"), "--device", "auto, cpu, cuda, cuda:1, mps"
+        "auto",
+        Text(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", "auto, cpu, cuda, cuda:1 or mps"),
+        "--device",
+        "auto, cpu, cuda, cuda:1, mps",
     )
     deterministic: bool = setting(
         False,
@@ -542,6 +584,12 @@ def from_json(content: Any, where: str) -> Settings:
     return settings
 
 
+def differences(one: Settings, other: Settings) -> list[str]:
+    """Names of the settings in which two runs differ, but for those that a run may change when it goes on."""
+    values = flat(other)
+    return [name for name, value in flat(one).items() if name not in FREE_ON_RESUME and values[name] != value]
+
+
 def contradiction(settings: Settings) -> str | None:
     """What of the settings excludes each other, in words; None if nothing does."""
     data, fusion = settings.data, settings.fusion
@@ -593,7 +641,7 @@ def read_json(path: Path, cure: str = "the run has not come so far, or is damage
         InputError: If it is not there or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {cure}") from None
     except (ValueError, RecursionError):

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
+from importlib import import_module
 
 
-def begin(parse_args: Callable[[], object]) -> None:
+def begin(parse_args: str | Callable[[], object]) -> None:
     """Answer ``--help`` and wrong flags at once, and make the imports that follow quiet to interrupt.
 
     Call it first in a script. Python handles Ctrl-C again once the script calls `ready`.
 
     Args:
-        parse_args: Parses the command line, and exits where that is all there is to do.
+        parse_args: Parses the command line, and exits where that is all there is to do; or the module that has a
+            function of that name, to be imported here.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="replace")  # no locale that lacks a ± ends a run
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # OpenMP reads it when torch loads; see docs/performance.md
-    parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from files import WriteError, complain, open_streams, say
+
+    open_streams()
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # OpenMP reads it when torch loads; see docs/performance.md
+    try:
+        (import_module(parse_args).parse_args if isinstance(parse_args, str) else parse_args)()
+    except SystemExit as stop:
+        try:
+            say()
+        except WriteError as error:
+            complain(str(error))
+            raise SystemExit(stop.code or 1) from None
+        raise
 
 
 def ready() -> None:

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dataloader import Corpus, Standardiser
-from experiment.run_directory import load_tensors
+from experiment.run_directory import load_tensors, read_config
 from experiment.settings import ClassifierSettings, FusionSettings, Settings
 from files import InputError
 from model import GANFFN, GENERATORS, AdversarialFusion, GraphEmotionClassifier
@@ -29,7 +30,6 @@ def build_network(shape: Mapping[str, Any], fusion: FusionSettings, classifier: 
         AdversarialFusion(
             shape["dims"],
             fusion.channels,
-            fusion.dropout,
             generator=partial(generator, causal=True) if causal else generator,
             relativistic=fusion.loss == "relativistic",
             context=bool(classifier.window_past or window_future),
@@ -67,8 +67,21 @@ def standardiser_file(directory: Path) -> Path:
 
 
 def load_standardiser(directory: Path) -> Standardiser:
-    """The standardisation a run learnt on its training dialogues."""
-    return Standardiser.from_tensors(load_tensors(standardiser_file(directory)))
+    """The standardisation a run learnt on its training dialogues.
+
+    Raises:
+        InputError: If it is not there, or cannot be one of the widths that the run's ``config.json`` names.
+    """
+    path, dims = standardiser_file(directory), read_config(directory)["corpus"]["dims"]
+    tensors = load_tensors(path)
+    wanted = {f"{m}.{name}": (width,) for m, width in dims.items() for name in ("mean", "scale")}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != wanted:
+        raise InputError(f"{path}: not of features {dims}, as config.json has them; the run directory is damaged")
+    if any(x.dtype != torch.float64 or not x.isfinite().all() for x in tensors.values()) or any(
+        (tensors[f"{m}.scale"] <= 0).any() for m in dims
+    ):
+        raise InputError(f"{path}: no means and scales of features; the run directory is damaged")
+    return Standardiser.from_tensors(tensors)
 
 
 def load_weights(module: nn.Module, path: Path, assign: bool = False) -> None:
@@ -82,8 +95,11 @@ def load_weights(module: nn.Module, path: Path, assign: bool = False) -> None:
     Raises:
         InputError: If the file is not there, is damaged, or is of a network of another shape.
     """
+    tensors = load_tensors(path)
+    if not all(x.isfinite().all() for x in tensors.values()):
+        raise InputError(f"{path}: weights that are infinite or NaN; the file is damaged")
     try:
-        module.load_state_dict(load_tensors(path), assign=assign)
+        module.load_state_dict(tensors, assign=assign)
     except RuntimeError:
         raise InputError(
             f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"

@@ -16,7 +16,7 @@ from typing import Any
 _FROM = {
     "inspect": "inspection",
     "join": "joining",
-    "main": "__main__",
+    "main": "commands",
     "provenance": "reading",
     "read": "reading",
     "write_container": "container",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dataloader import IEMOCAP_LABELS, MODALITIES, Corpus, Dialogue, session_of
-from files import InputError
+from files import InputError, is_printable, printable
 
 # The layouts that are read, by name, and their numbers in the table of ``IEMOCAP_features/README.md``.
 LAYOUTS = {
@@ -39,12 +39,18 @@ MELD_LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "ange
 MELD_SENTIMENTS = ("neutral", "positive", "negative")
 SENTIMENT_LABELS = ("negative", "positive")
 MOST_CLASSES = 7  # of any set known; a larger label with gaps beneath it is a mistake, not a class
-LONGEST_ID = 500  # characters
-UNFOLDED = 2**28  # bytes of features that any file may unfold to; a larger file, 16 times its size
+LONGEST_ID = 500  # characters of the name of a dialogue, an utterance or a speaker
+LONGEST_CLASS = 100  # characters of the name of a class
+MOST_CLASSES_AT_ALL = 1000
+MOST_SPEAKERS = 1000  # that a one-hot row may tell apart
+UNFOLDED = 2**26  # bytes of features that any file may unfold to; a larger file, 16 times its size
+UNFOLDED_TEXT = 2**20  # the same for characters of names and sentences
+MOST_FAULTS = 100  # that are listed of a broken file
 # Binary sets over YouTube videos (CMU-MOSI and its kin) all number negative 0 and positive 1. An id is 11 of base 64;
 # a capital and a small letter in each keep ``dialogue_01`` out.
 YOUTUBE_ID = re.compile(r"(?=.*[a-z])(?=.*[A-Z])[\w-]{11}", re.ASCII)
 NUMBER = int | float | np.integer | np.floating | np.bool_
+ID = str | bytes | int | np.integer
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class Checks:
 
     def __post_init__(self) -> None:
         self.room = max(UNFOLDED, 16 * self.size)
+        self.text_room = max(UNFOLDED_TEXT, 16 * self.size)
 
     def error(self, field: str, problem: str, cure: str, dialogue: str | None = None) -> InputError:
         """The one line for a fault."""
@@ -114,7 +121,14 @@ class Checks:
         error = self.error(*args, **kwargs)
         if not self.lenient:
             raise error
-        self.faults.append(str(error))
+        self.note(error)
+
+    def note(self, error: InputError) -> None:
+        """Note a fault of a file that is only looked at."""
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append(str(error))
+        elif len(self.faults) == MOST_FAULTS:
+            self.faults.append(f"{self.file}: more faults, which are not listed; mend these first")
 
     def corpus(self, parts: Parts, sha256: str) -> Corpus:
         """The corpus of these fields, once each of them is as long, as wide and as finite as it must be.
@@ -123,16 +137,14 @@ class Checks:
             InputError: One line with file, field, dialogue and cure, for the first thing that is wrong.
         """
         labels = self.table("labels", parts.labels)
-        if sum(np.size(row) if isinstance(row, np.ndarray) else len(items_of(row) or ()) for row in labels.values()) > (
-            self.size + 1000
-        ):
+        if sum(map(length_of, labels.values())) > self.size + 1000:
             raise self.error("labels", "more utterances than a file of this size can hold", "get the file again")
         columns = {
             name: self.table(name, value) if value is not None else None
             for name, value in (("speakers", parts.speakers), ("sentences", parts.sentences))
         }
         named = isinstance(parts.utterances, Mapping)
-        columns["ids"] = {id_of(i): row for i, row in parts.utterances.items()} if named else {}
+        columns["ids"] = self.table("ids", parts.utterances) if named and parts.utterances else {}
         features = self.features(parts.features, labels)
         dialogues: dict[str, Dialogue] = {}
         for i in labels:
@@ -141,7 +153,7 @@ class Checks:
             except InputError as error:
                 if not self.lenient:
                     raise
-                self.faults.append(str(error))
+                self.note(error)
         if not dialogues:
             raise self.error("labels", "no whole dialogue", "see its other faults")
         if not parts.finite:
@@ -158,9 +170,13 @@ class Checks:
             raise self.error(
                 field, f"a {type(value).__name__} where a dictionary by dialogue belongs", "see the layout"
             )
+        odd = next((key for key in value if not isinstance(key, ID)), None)
+        if odd is not None:
+            raise self.error(field, f"a {type(odd).__name__} where a dialogue id belongs", "see the layout")
         table = {id_of(key): row for key, row in value.items()}
         if max(map(len, table), default=0) > LONGEST_ID:
             raise self.error(field, f"a dialogue id of more than {LONGEST_ID} characters", "see the layout")
+        table = {printable(key, None): row for key, row in table.items()}
         if len(table) != len(value):
             raise self.error(field, "two dialogue ids read the same, such as 1 and '1'", "rename one")
         if not table:
@@ -172,17 +188,18 @@ class Checks:
         labels = self.labels(i, row)
         n = len(labels)
         speakers = ("speaker",) * n if columns["speakers"] is None else self.column("speakers", i, n, columns, _speaker)
-        sentences = ("",) * n if columns["sentences"] is None else self.column("sentences", i, n, columns, _text)
-        if items_of(columns["ids"].get(i)) is None:
-            utterances = tuple(f"{i}_{k}" for k in range(n))
-        else:
+        sentences = ("",) * n if columns["sentences"] is None else self.column("sentences", i, n, columns, _sentence)
+        if is_row(columns["ids"].get(i)):
             utterances = self.column("ids", i, n, columns, _text)
+        else:
+            self.charge_text("ids", i, n * len(i))
+            utterances = tuple(f"{i}_{k}" for k in range(n))
         arrays = {m: self.matrix(m, i, layers, width, n) for m, (layers, width) in features.items()}
         return Dialogue(i, arrays, labels, speakers, sentences, utterances)
 
     def labels(self, i: str, row: Any) -> np.ndarray:
         """The classes of a dialogue, int64 ``[n]``."""
-        values = items_of(row)
+        values = items_of(row) if not isinstance(row, np.ndarray) or row.ndim == 1 else None
         if values is None:
             raise self.error("labels", f"a {type(row).__name__} where a list of classes belongs", "give one each", i)
         if not values:
@@ -204,20 +221,30 @@ class Checks:
 
     def column(self, field: str, i: str, n: int, columns: Mapping[str, Any], convert: Callable) -> tuple[str, ...]:
         """A field of one string an utterance."""
-        row = items_of(columns[field].get(i))
+        row = columns[field].get(i)
         cure = "give one for each utterance"
-        if row is None:
+        if not is_row(row):
             there = i in columns[field]
-            what = f"a {type(columns[field][i]).__name__} where a list belongs" if there else "none given"
-            raise self.error(field, what, cure, i)
-        if len(row) != n:
+            raise self.error(field, f"a {type(row).__name__} where a list belongs" if there else "none given", cure, i)
+        if len(row) != n:  # before the items are looked at, which may be without end
             raise self.error(field, f"{len(row)} for {n} labels", cure, i)
-        if set(map(type, row)) == {str}:
-            return tuple(row)
+        items = items_of(row)
         try:
-            return tuple(map(convert, row))
+            texts = items if set(map(type, items)) == {str} else list(map(convert, items))
         except ValueError as error:
             raise self.error(field, str(error), cure, i) from None
+        self.charge_text(field, i, sum(map(len, texts)))
+        if convert is _sentence:
+            return tuple(map(_sentence, texts))
+        if max(map(len, texts)) > LONGEST_ID:
+            raise self.error(field, f"a name of more than {LONGEST_ID} characters", "give it a shorter one", i)
+        return tuple(texts) if "".join(texts).isprintable() else tuple(printable(text, None) for text in texts)
+
+    def charge_text(self, field: str, i: str, characters: int) -> None:
+        """Count what a field holds, which a file may repeat for next to nothing."""
+        self.text_room -= characters
+        if self.text_room < 0:
+            raise self.error(field, "more text than a file of this size can hold", "get the file again", i)
 
     def features(self, tables: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, tuple[list[dict], int]]:
         """The modalities that have any features: their layers, tables by dialogue, and the width most rows have."""
@@ -259,6 +286,9 @@ class Checks:
         masked = self.missing == "mask"
         if table.get(i) is None or (masked and width_of(table[i]) == 0):
             if masked:
+                self.room -= 4 * n * width
+                if self.room < 0:
+                    raise self.error(modality, "more features than a file of this size can hold", "get it again", i)
                 return np.full((n, width), np.nan, np.float32)
             raise self.error(modality, "no features", "give it this modality, or add --missing mask", i)
         try:
@@ -296,13 +326,24 @@ class Checks:
     ) -> tuple[str, ...]:
         """The names of the classes: the user's where there are any, else the layout's, else what the file shows."""
         if self.given_names is None:
-            return known or self.label_names(labels, features)
+            return self.sound_names("label_names", known) if known else self.label_names(labels, features)
         names = tuple(self.given_names)
         used = max(int(row.max()) for row in labels.values()) + 1
         if len(names) != used and len(names) != len(known or self.label_names(labels, features)):
             raise self.error("--label-names", f"{len(names)} names for {used} classes", "give one name a class")
-        if not all(names) or len(set(names)) != len(names):
-            raise self.error("--label-names", "an empty name, or one twice", "give each class its own name")
+        return self.sound_names("--label-names", names)
+
+    def sound_names(self, field: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of classes that can be shown, in reports and pictures too."""
+        if len(names) > MOST_CLASSES_AT_ALL:
+            raise self.error(field, f"{len(names)} classes, more than {MOST_CLASSES_AT_ALL}", "are these emotions?")
+        if len(set(names)) != len(names):
+            raise self.error(field, "two classes of one name", "give each class its own")
+        for k, name in enumerate(names):
+            if not is_printable(name) or not name.strip():
+                raise self.error(field, f"class {k} has a name that cannot be shown ({name!a:.60})", "rename it")
+            if len(name) > LONGEST_CLASS:
+                raise self.error(field, f"class {k} has a name of {len(name)} characters", "give it a shorter one")
         return names
 
     def label_names(self, labels: Mapping[str, np.ndarray], features: Mapping[str, Any]) -> tuple[str, ...]:
@@ -321,6 +362,9 @@ class Checks:
             i = next(i for i, row in labels.items() if largest in row)
             problem = f"label {largest} is outside 0..C-1: class {unused} beneath it is never used"
             raise self.error("labels", problem, "number the classes from 0 without gaps", i)
+        if largest >= MOST_CLASSES_AT_ALL:
+            problem = f"{largest + 1} classes, more than {MOST_CLASSES_AT_ALL}"
+            raise self.error("labels", problem, "are these the numbers of emotions?")
         return tuple(f"class {k}" for k in range(largest + 1))
 
     def splits(
@@ -330,21 +374,26 @@ class Checks:
         read: dict[str, tuple[str, ...]] = {}
         seen: dict[str, str] = {}
         for split, value in splits.items():
+            if split not in ("train", "valid", "test"):
+                raise self.error(f"split {split!a:.60}", "neither train, valid nor test", "name it as one of these")
+            if isinstance(value, np.ndarray) and value.ndim != 1:
+                raise self.error(split, "an array where a list of dialogue ids belongs", "list ids of the labels")
             members = sorted(value, key=_natural) if isinstance(value, set | frozenset) else items_of(value)
-            odd = [i for i in members or () if not isinstance(i, str | bytes | int | np.integer)]
+            odd = [i for i in members or () if not isinstance(i, ID)]
             if members is None or odd:
                 what = type(odd[0] if odd else value).__name__
                 raise self.error(split, f"a {what} where dialogue ids belong", "list ids of the labels")
             if any(isinstance(i, int) and abs(i) >= 2**60 for i in members):
                 raise self.error(split, "a number too large to be a dialogue id", "list ids of the labels")
-            for i, times in Counter(map(id_of, members)).items():
+            members = [printable(id_of(i), None) for i in members]
+            for i, times in Counter(members).items():
                 if i not in all_ids:
                     self.fault(split, "no such dialogue in the file", "add it or remove it from the split", i)
                 if times > 1:
                     self.fault(split, f"listed {times} times", "list it once", i)
                 if i in seen:
                     self.fault(split, f"also in split {seen[i]}", "keep a dialogue in one split only", i)
-            read[split] = tuple(dict.fromkeys(i for i in map(id_of, members) if i in dialogues))
+            read[split] = tuple(dict.fromkeys(i for i in members if i in dialogues))
             seen |= dict.fromkeys(read[split], split)
         for split in self.needs:
             if not read.get(split):
@@ -357,9 +406,21 @@ def id_of(value: Any) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
+def is_row(value: Any) -> bool:
+    """Whether something is a list, a tuple or an array of items."""
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def length_of(value: Any) -> int:
+    """How many items a list, tuple or array has; 0 of anything else."""
+    return len(value) if is_row(value) else 0
+
+
 def items_of(value: Any) -> list | None:
     """The items of a list, tuple or array; None of anything else."""
     if isinstance(value, np.ndarray):
+        if value.ndim > 1 and not value.size:
+            return [()] * len(value)  # as many empty arrays would be a hundred bytes each
         return value.tolist() if value.ndim == 1 and value.dtype.kind in "biuf" else list(value) if value.ndim else None
     return list(value) if isinstance(value, list | tuple) else None
 
@@ -384,6 +445,15 @@ def _natural(dialogue: Any) -> tuple[int, str]:
     return (int(dialogue), "") if isinstance(dialogue, int | np.integer) else (2**63, id_of(dialogue))
 
 
+def _sentence(item: Any) -> str:
+    """A transcript, which may hold any character but those that no file of text can."""
+    text = _text(item)
+    return text if text.isprintable() else _NO_TEXT.sub("\ufffd", text)
+
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
 def _text(item: Any) -> str:
     if isinstance(item, str):
         return str(item)
@@ -398,7 +468,9 @@ def _speaker(item: Any) -> str:
     """A speaker's name; of a one-hot row, the place of its 1."""
     if not isinstance(item, list | tuple | np.ndarray):
         return _text(item)
-    if not all(isinstance(x, NUMBER) for x in items_of(item) or [None]) or sum(x != 0 for x in item) > 1:
+    if not 0 < length_of(item) <= MOST_SPEAKERS or (isinstance(item, np.ndarray) and item.ndim != 1):
+        raise ValueError("a row that is not one-hot where a speaker belongs")
+    if not all(isinstance(x, NUMBER) for x in items_of(item)) or sum(x != 0 for x in item) > 1:
         raise ValueError("a row that is not one-hot where a speaker belongs")
     return next((f"speaker {k}" for k, x in enumerate(item) if x), "speaker other")
 
@@ -421,28 +493,31 @@ def _matrix(value: Any, limit: int, missing_width: int | None) -> np.ndarray:
         rows = items_of(value) or []
         if missing_width is not None:
             lost = np.full(missing_width, np.nan)
-            rows = [lost if row is None or items_of(row) == [] else row for row in rows]
-        shape = (len(rows), len(items_of(rows[0]) or ()) if rows else 0)
+            rows = [lost if row is None or (is_row(row) and not len(row)) else row for row in rows]
+        shape = (len(rows), length_of(rows[0]) if rows else 0)
     elif isinstance(value, np.ndarray):
         raise ValueError(f"an array of {value.dtype} of shape {list(value.shape)} where rows of numbers belong")
     else:
         raise ValueError(f"a {type(value).__name__} where rows of numbers belong")
     if 4 * shape[0] * shape[1] > limit:
         raise ValueError("more features than a file of this size can hold")
-    if rows is not None:
-        value = [_row(row, k, shape[1]) for k, row in enumerate(rows)]
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is reported as that
-        return np.require(value, np.float32, "W").reshape(shape)
+    with np.errstate(all="ignore"):  # what is too large for float32 becomes infinite, and is reported as that
+        if rows is None:
+            return np.require(value, np.float32, "W")
+        array = np.empty(shape, np.float32)
+        for k, row in enumerate(rows):
+            array[k] = _row(row, k, shape[1])
+        return array
 
 
 def _row(row: Any, k: int, width: int) -> np.ndarray:
-    items = items_of(row)
-    if items is None or (isinstance(row, np.ndarray) and row.ndim != 1):
+    if not isinstance(row, list | tuple) and (not isinstance(row, np.ndarray) or row.ndim != 1):
         raise ValueError(f"row {k} is a {type(row).__name__} where a row of numbers belongs")
-    if len(items) != width:
-        raise ValueError(f"rows of unequal width: row 0 has {width} values, row {k} has {len(items)}")
+    if len(row) != width:
+        raise ValueError(f"rows of unequal width: row 0 has {width} values, row {k} has {len(row)}")
     if not isinstance(row, np.ndarray) or row.dtype.kind not in "biuf":
-        if not all(isinstance(x, NUMBER) for x in items):
+        items = items_of(row)
+        if not all(issubclass(kind, NUMBER) for kind in set(map(type, items))):
             raise ValueError(f"row {k} holds other than numbers")
         try:
             row = np.array(items, dtype=np.float64)

@@ -20,10 +20,13 @@ from safetensors.numpy import save
 
 from dataloader import MODALITIES, Corpus
 from feature_files.checks import Parts
-from files import InputError, replacing
+from feature_files.sources import first_bytes, sha256_of
+from files import InputError, printable, replacing
 
 FORMAT = "gan-ffn-features-1"
 DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8}
+BRACKETS = 1000  # of the smallest JSON
+LONGEST_PROVENANCE = 100_000  # characters
 COLUMNS = ("speakers", "sentences", "utterances")
 
 
@@ -58,12 +61,11 @@ def write_container(corpus: Corpus, path: str | Path, provenance: Mapping[str, A
 
 def is_container(path: Path) -> bool:
     """Whether a file begins as safetensors does: the length of its header, and the header's opening brace."""
-    with path.open("rb") as stream:
-        start = stream.read(9)
+    start = first_bytes(path, 9)
     return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
+def open_container(path: Path, verify: bool = True) -> tuple[Parts, int, str]:
     """The fields of a container, its size, and its checksum.
 
     The checksum is that of the header, which holds that of every tensor, so that these need not be read; of a file
@@ -71,14 +73,15 @@ def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
 
     Args:
         path: The file.
-        verify: Read the tensors and compare their checksums.
+        verify: Read the tensors, compare their checksums, and leave it to `Checks` to look at every value. Without, the
+            file's word is taken that they are finite.
 
     Raises:
         InputError: If the file is no container, or damaged.
     """
 
     def bad(field: str, problem: str) -> InputError:
-        return InputError(f"{path}: {field}: {problem}; write the file anew with 'convert'")
+        return InputError(f"{path}: {printable(field, 60)}: {problem}; write the file anew with 'convert'")
 
     try:
         with safe_open(path, framework="numpy") as opened:  # checks that the tensors fill the file
@@ -88,20 +91,21 @@ def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
     except (SafetensorError, OSError, ValueError) as error:
         raise bad("header", f"a damaged safetensors file ({ascii(str(error))[1:-1]:.100})") from None
     try:
-        about = json.loads(metadata["corpus"])
+        about = json.loads(metadata["corpus"]) if plain(metadata["corpus"]) else None
         lengths = dict(about["dialogues"])
-        splits, names = dict(about["splits"]), tuple(about["label_names"])
+        splits, names = dict(about["splits"]), about["label_names"]
         columns = {name: about[name] for name in COLUMNS}
-        ends = list(accumulate(int(n) for n in lengths.values()))
+        fit = all(type(n) is int and 1 <= n <= len(metadata["corpus"]) for n in lengths.values())
+        ends = list(accumulate(lengths.values())) if fit else []
         sums = dict(about.get("sha256") or {})
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError):
         raise bad("corpus", "no metadata of a corpus, or not all of it") from None
     if metadata.get("format") != FORMAT:
         raise bad("format", f"{str(metadata.get('format'))!r:.40} where {FORMAT!r} belongs")
     total = ends[-1] if ends else 0
-    if len(lengths) != len(about["dialogues"]) or any(type(n) is not int or n < 1 for n in lengths.values()):
+    if not fit or len(lengths) != len(about["dialogues"]):
         raise bad("dialogues", "an id twice or a length that is no number from 1 up")
-    if not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise bad("label_names", "no names of classes")
     if not all(isinstance(x, list) and len(x) == total for x in columns.values()):
         raise bad("speakers, sentences or utterances", f"not one for each of {total} utterances")
@@ -131,18 +135,23 @@ def open_container(path: Path, verify: bool = False) -> tuple[Parts, int, str]:
         splits=splits,
         sentences=by_dialogue["sentences"],
         utterances=by_dialogue["utterances"],
-        label_names=names,
-        finite=about.get("finite") is True and entries.keys() <= sums.keys(),
-        provenance=about.get("provenance") if isinstance(about.get("provenance"), dict) else {},
+        label_names=tuple(names),
+        finite=not verify and about.get("finite") is True and entries.keys() <= sums.keys(),
+        provenance=_provenance(about.get("provenance")),
     )
     digest = hashlib.sha256(header).hexdigest() if entries.keys() <= sums.keys() else sha256_of(path)
     return parts, path.stat().st_size, digest
 
 
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
+def plain(text: str) -> bool:
+    """Whether a JSON has no more brackets than one of its length needs, each of which becomes an object of its own."""
+    return text.count("[") + text.count("{") <= BRACKETS + len(text) // 4
+
+
+def _provenance(value: Any) -> dict[str, Any]:
+    """What a file says of where it came from, if that is something to be shown."""
+    try:
+        fit = isinstance(value, dict) and len(json.dumps(value)) <= LONGEST_PROVENANCE
+    except RecursionError:
+        fit = False
+    return value if fit else {}

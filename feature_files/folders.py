@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import io
 import json
+import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,14 @@ import numpy as np
 
 from dataloader import IEMOCAP_LABELS, session_of
 from feature_files import safe_pickle
-from feature_files.checks import MELD_LABELS, README, Parts, id_of, items_of
+from feature_files.checks import ID, LONGEST_ID, MELD_LABELS, NUMBER, README, Parts, id_of, is_row, items_of
+from feature_files.container import plain
 from feature_files.pickles import identify_pickle
-from feature_files.sources import Source
+from feature_files.sources import LARGEST_UTTERANCE, Source, is_file, is_folder, listing
 from files import InputError
 
-UNPACKED = 2**30  # bytes that a member of a .npz may unpack to
+UNPACKED = 32  # bytes that a byte of a .npz may unpack to; labels by utterance take 10
+UNPACKED_BASE = 2**20  # the same for the smallest file
 # Which modality a folder or file of features is of, by the networks that the field names them after.
 _MODALITY = {
     "acoustic": re.compile(
@@ -45,7 +48,7 @@ def identify_folder(source: Source, missing: str) -> Parts:
     Raises:
         InputError: If it is of no known layout.
     """
-    names = {p.name.lower(): p for p in sorted(source.path.iterdir()) if p.is_file()}
+    names = {p.name.lower(): p for p in listing(source.path) if is_file(p)}
     if any(name.endswith(".json.feature") for name in names):
         return dag_erc(source)
     if {"speakers.pkl", "textfeatures.pkl"} <= names.keys():
@@ -70,16 +73,30 @@ def m3net(source: Source, files: Sequence[Path]) -> Parts:
     rest = next((parts for parts in both if parts.layout in _TRIMODAL), None)
     if text is None or rest is None:
         raise InputError(f"{source.path}: two files that are not COSMIC's and MMGCN's; name one, or use 'join'")
-    labels = {id_of(i): items_of(row) for i, row in text.labels.items()}
-    for i, row in rest.labels.items():
-        if id_of(i) in labels and items_of(row) != labels[id_of(i)]:
-            raise InputError(
-                f"{source.path}: labels: dialogue {id_of(i)!r:.80}: the two files differ; get a pair that fits"
-            )
+    labels, others = (
+        {id_of(i): _whole_numbers(row) for i, row in p.labels.items()} for p in _labelled(source, text, rest)
+    )
+    for i, row in others.items():
+        if i in labels and row != labels[i]:
+            raise InputError(f"{source.path}: labels: dialogue {i!r:.80}: the two files differ; get a pair that fits")
     features = {m: table for m, table in rest.features.items() if m != "text"} | {"text": text.features["text"]}
     return replace(
         rest, layout="m3net", labels=text.labels, features=features, splits=text.splits, sentiment=text.sentiment
     )
+
+
+def _labelled(source: Source, *both: Parts) -> Sequence[Parts]:
+    for parts in both:
+        if not isinstance(parts.labels, Mapping):
+            kind = type(parts.labels).__name__
+            raise InputError(f"{source.path}: labels: a {kind} where a dictionary by dialogue belongs; see the layout")
+    return both
+
+
+def _whole_numbers(row: Any) -> list[int]:
+    """A dialogue's labels, to be compared; empty where they are none, which `Checks` will say."""
+    values = items_of(row) if is_row(row) and not (isinstance(row, np.ndarray) and row.ndim > 1) else []
+    return [int(x) for x in values] if all(isinstance(x, NUMBER) and abs(x) < 2**31 for x in values) else []
 
 
 def multiemo(source: Source, names: Mapping[str, Path]) -> Parts:
@@ -97,10 +114,20 @@ def gcnet(source: Source, items: Sequence[Any], missing: str) -> Parts:
         raise InputError(
             f"{source.path}: a list of 6 items that does not start with ids is no known layout; see {README}"
         )
-    ids = {id_of(i): [id_of(u) for u in items_of(row) or ()] for i, row in ids.items()}
+    ids = {id_of(i): _utterances(source, id_of(i), row) for i, row in ids.items()}
     return Parts(
         "gcnet", labels, speakers, _folders(source, ids, missing), {"train": train, "test": test}, sentences, ids
     )
+
+
+def _utterances(source: Source, dialogue: str, row: Any) -> list[str]:
+    """The names of a dialogue's utterances, each of which is the beginning of a file's name."""
+    if isinstance(row, np.ndarray) and row.ndim > 1:
+        row = None
+    names = [id_of(u) if isinstance(u, ID) else "" for u in items_of(row) or ()]
+    if not names or not all(0 < len(name) <= LONGEST_ID for name in names):
+        raise InputError(f"{source.path}: ids: dialogue {dialogue!r:.80}: no list of names; give each utterance one")
+    return names
 
 
 def merbench(source: Source, path: Path, missing: str) -> Parts:
@@ -113,7 +140,12 @@ def merbench(source: Source, path: Path, missing: str) -> Parts:
     labels: dict[str, list] = {}
     ids: dict[str, list[str]] = {}
     for utterance, fields in corpus.items():
-        if not isinstance(utterance, str) or not isinstance(fields, Mapping) or "emo" not in fields:
+        if (
+            not isinstance(utterance, str)
+            or len(utterance) > LONGEST_ID
+            or not isinstance(fields, Mapping)
+            or "emo" not in fields
+        ):
             raise InputError(f"{path}: whole_corpus: {utterance!r:.80} has no 'emo'; give each utterance its label")
         dialogue = utterance.rpartition("_")[0] or utterance
         ids.setdefault(dialogue, []).append(utterance)
@@ -131,10 +163,16 @@ def _npz_member(source: Source, path: Path, name: str) -> Mapping[str, Any]:
     data = source.bytes_of(path)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(f"{name}.npy") as stream:
-            member = stream.read(UNPACKED)
+            if archive.getinfo(f"{name}.npy").compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise InputError(f"{path}: {name}: packed as NumPy never does; save it with np.savez_compressed")
+            limit = UNPACKED_BASE + UNPACKED * len(data)
+            member = stream.read(limit + 1)
+            if len(member) > limit:
+                raise InputError(f"{path}: {name}: unpacks to more than a file of this size needs; get it again")
+    except InputError:
+        raise
     except Exception:  # random bytes raise nearly every type
         raise InputError(f"{path}: no whole .npz with {name!r} in it, so of no known layout; see {README}") from None
-    source.size += len(member)
     value = _npy(member, path)
     value = value.item() if value.shape == () else None
     if not isinstance(value, Mapping):
@@ -153,9 +191,12 @@ def _npy(data: bytes, path: Path) -> np.ndarray:
         version = np.lib.format.read_magic(stream)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(stream)
+        if not all(0 <= n <= len(data) for n in shape) or len(shape) > safe_pickle.MOST_DIMENSIONS:
+            raise ValueError(f"an array of shape {shape}")  # a dimension of 0 makes all others free
         body = data[stream.tell() :]
         if not dtype.hasobject:
-            return np.frombuffer(body, dtype, int(np.prod(shape))).reshape(shape, order="F" if fortran else "C")
+            array = np.frombuffer(body, dtype, math.prod(shape)).reshape(shape, order="F" if fortran else "C")
+            return safe_pickle.sound(array)
     except Exception as error:  # a header is Python source, and can be wrong in any way
         reason = ascii(f"{type(error).__name__}: {error}")[1:-1]
         raise InputError(f"{path}: not a NumPy array, or a damaged one ({reason:.100}); get it again") from None
@@ -170,9 +211,9 @@ def _folders(source: Source, ids: Mapping[str, list[str]], missing: str) -> dict
 
     An utterance without a file is zeros, as GCNet has it, or missing.
     """
-    root = source.path / "features" if (source.path / "features").is_dir() else source.path
+    root = source.path / "features" if is_folder(source.path / "features") else source.path
     found: dict[str, Path] = {}
-    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+    for folder in filter(is_folder, listing(root)):
         modality = next((m for m, pattern in _MODALITY.items() if pattern.search(folder.name)), None)
         if modality is None:
             continue
@@ -186,8 +227,11 @@ def _folders(source: Source, ids: Mapping[str, list[str]], missing: str) -> dict
 
 
 def _folder(source: Source, folder: Path, ids: Mapping[str, list[str]], missing: str) -> dict[str, list]:
-    names = sorted(p.name for p in folder.iterdir())
-    rows = {i: [_pooled(source, folder, names, u) for u in utterances] for i, utterances in ids.items()}
+    names = [p.name for p in listing(folder)]
+    pooled: dict[str, np.ndarray | None] = {}  # a name may be there many times
+    for utterance in dict.fromkeys(u for utterances in ids.values() for u in utterances):
+        pooled[utterance] = _pooled(source, folder, names, utterance)
+    rows = {i: [pooled[u] for u in utterances] for i, utterances in ids.items()}
     width = next((len(row) for rows_ in rows.values() for row in rows_ if row is not None), 0)
     absent = None if missing == "mask" else np.zeros(width, np.float32)
     return {i: [absent if row is None else row for row in rows_] for i, rows_ in rows.items()}
@@ -199,17 +243,17 @@ def _pooled(source: Source, folder: Path, names: Sequence[str], utterance: str) 
     if not utterance or k == len(names) or not names[k].startswith(utterance):
         return None
     path = folder / names[k]
-    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    files = [p for p in listing(path) if p.suffix == ".npy"] if is_folder(path) else [path]
     arrays = []
     for file in files:
-        array = _npy(source.bytes_of(file), file)
+        array = _npy(source.bytes_of(file, LARGEST_UTTERANCE), file)
         if array.dtype.kind not in "biuf" or not array.ndim:
             raise InputError(f"{file}: utterance {utterance!r:.80}: no array of numbers; save one row a frame")
-        arrays.append(array.reshape(-1, array.shape[-1]))
+        arrays.append(array.reshape(math.prod(array.shape[:-1]), array.shape[-1]))
     if len({a.shape[1] for a in arrays}) > 1:
         raise InputError(f"{path}: utterance {utterance!r:.80}: files of unequal width; save rows of one width")
     frames = np.concatenate(arrays) if arrays else np.zeros((0, 0))
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported as that
+    with np.errstate(all="ignore"):  # what is not finite is reported as that
         return frames.mean(0, dtype=np.float64) if len(frames) else None
 
 
@@ -242,7 +286,10 @@ def dag_erc(source: Source) -> Parts:
 
 def _json(source: Source, path: Path) -> list:
     try:
-        content = json.loads(source.bytes_of(path))
+        text = source.bytes_of(path).decode("utf-8-sig")
+        content = json.loads(text) if plain(text) else None
+    except InputError:
+        raise
     except (ValueError, RecursionError):
         raise InputError(f"{path}: not JSON, or a damaged one; get the file again") from None
     if not isinstance(content, list):
@@ -256,7 +303,7 @@ def _class_names(source: Source, used: set[str]) -> list[tuple[str, ...]]:
         if used <= {name for aliases in known for name in aliases}:
             return known
     vocabulary = source.path / "label_vocab.pkl"
-    order = source.unpickled(vocabulary) if vocabulary.is_file() else {}
+    order = source.unpickled(vocabulary) if is_file(vocabulary) else {}
     order = order.get("itos") if isinstance(order, Mapping) else None
     order = [name for name in items_of(order) or () if isinstance(name, str)]
     return [(name,) for name in dict.fromkeys([name for name in order if name in used] + sorted(used))]

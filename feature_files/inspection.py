@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +22,16 @@ from dataloader import Corpus, Dialogue
 from feature_files import download
 from feature_files.checks import LAYOUTS
 from feature_files.reading import checked, identify
-from feature_files.sources import Source
-from files import InputError
+from feature_files.sources import Source, is_folder
+from files import InputError, printable, replacing
 
 FOLDS = 5
 BETRAYED = 0.15  # of F1: how far a probe's score on unseen train dialogues may be above that on test
 TOO_GOOD = 0.9  # F1 of a linear probe that no honest features of emotion have reached
 MAPPED = 2000  # utterances that a map shows
+WIDEST_MAP = 8192  # features that a map is made from, drawn from the others
+DRAWN = 30  # classes whose names a picture has room for
+PROBED = (3e7, 4500)  # values, and the smaller of utterances and features, that a probe takes half a minute for
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:
@@ -35,7 +39,8 @@ def describe(corpus: Corpus) -> dict[str, Any]:
     splits = {name: corpus.split(name) for name in ("train", "valid", "test") if name in corpus.splits}
     names = {speaker for d in corpus.dialogues.values() for speaker in d.speakers}
     lengths = [len(d) for d in corpus.dialogues.values()]
-    outside = [i for i in corpus.dialogues if not any(i in ids for ids in corpus.splits.values())]
+    inside = {i for ids in corpus.splits.values() for i in ids}
+    outside = [i for i in corpus.dialogues if i not in inside]
     probes = {m: _probe(splits, m) for m in corpus.dims}
     return {
         "modalities": corpus.dims,
@@ -126,6 +131,9 @@ def _probe(splits: dict[str, list[Dialogue]], modality: str) -> dict[str, float]
     train, test = splits.get("train", []), splits.get("test", [])
     if len(train) < FOLDS or not test:
         return None
+    n, width = sum(map(len, train)), train[0].features[modality].shape[1]
+    if n * width > PROBED[0] or min(n, width) > PROBED[1]:
+        return None
     x, labels = _rows(train, modality), np.concatenate([d.labels for d in train])
     x_test, y_test = _rows(test, modality), np.concatenate([d.labels for d in test])
     groups = np.repeat(np.arange(len(train)), [len(d) for d in train])
@@ -163,7 +171,7 @@ def _betrayals(probes: dict[str, dict[str, float] | None]) -> list[str]:
 def as_text(report: dict[str, Any]) -> str:
     """A report for people: one fact a line, warnings last."""
     lines = [
-        f"file        {report['file']}",
+        f"file        {printable(report['file'], 1000)}",
         f"layout      {report['layout']}, {report['layout_name']}"
         + (f", known as {report['known_as']!r}" if report["known_as"] else ""),
         "modalities  " + ", ".join(f"{m} {d}" for m, d in report["modalities"].items()),
@@ -181,13 +189,19 @@ def as_text(report: dict[str, Any]) -> str:
     lines += ["", f"{'features':<12}{'min':>11}{'max':>11}{'mean':>11}{'sd':>11}   linear probe, weighted F1"]
     for modality, values in report["ranges"].items():
         probe = report["probe"].get(modality)
-        shown = "train {train:.2f} (cross-validated), test {test:.2f}".format(**probe) if probe else "too little data"
+        shown = (
+            "train {train:.2f} (cross-validated), test {test:.2f}".format(**probe)
+            if probe
+            else "too little data, or too much"
+        )
         lines.append(f"{modality:<12}" + "".join(f"{x:>11.4g}" for x in values.values()) + f"   {shown}")
     lines += ["", f"sha256      {report['sha256']}"]
     if report["git_blob"]:
         lines.append(f"git blob    {report['git_blob']}")
-    lines += [f"{key:<11} {json.dumps(value, ensure_ascii=False)}" for key, value in report["provenance"].items()]
-    lines += [f"warning     {line}" for line in report["warnings"]]
+    for key, value in report["provenance"].items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{printable(key, 40):<11} {printable(shown, 1000)}")
+    lines += [f"warning     {printable(line, 1000)}" for line in report["warnings"]]
     return "\n".join(lines)
 
 
@@ -200,7 +214,8 @@ def draw(corpus: Corpus, path: Path) -> None:
     """
     maps = list(corpus.dims)
     figure = Figure(figsize=(4.4 * max(2, len(maps)), 8.4), layout="constrained")
-    figure.suptitle(Path(corpus.name).name)
+    figure.suptitle(_drawable(Path(corpus.name).name))
+    names = [_drawable(name) for name in corpus.label_names[:DRAWN]]
     rows = figure.subfigures(2, 1)
     shares, lengths = rows[0].subplots(1, 2)
     splits = [name for name in ("train", "valid", "test") if corpus.splits.get(name)]
@@ -213,8 +228,8 @@ def draw(corpus: Corpus, path: Path) -> None:
             positions + (k - (len(splits) - 1) / 2) * width, counts / counts.sum(), width, color=grey, label=name
         )
         lengths.hist([len(d) for d in members], bins=bins, color=grey, histtype="step", linewidth=2, label=name)
-    shares.set(title="Share of each class", ylabel="share of the split's utterances", xticks=positions)
-    shares.set_xticklabels(corpus.label_names, rotation=30, ha="right")
+    shares.set(title="Share of each class", ylabel="share of the split's utterances", xticks=positions[:DRAWN])
+    shares.set_xticklabels(names, rotation=30, ha="right")
     lengths.set(title="Length of dialogues", xlabel="utterances", ylabel="dialogues")
     if splits:
         shares.legend(frameon=False)
@@ -226,27 +241,36 @@ def draw(corpus: Corpus, path: Path) -> None:
     for axes, modality in zip(np.atleast_1d(rows[1].subplots(1, len(maps))), maps, strict=True):
         x = _rows(dialogues, modality)
         usable = np.flatnonzero(np.isfinite(x).all(1))
-        shown = np.random.default_rng(0).permutation(usable)[:MAPPED]
-        if len(shown) > 1:
+        rng = np.random.default_rng(0)
+        shown = rng.permutation(usable)[:MAPPED]
+        columns = np.sort(rng.permutation(x.shape[1])[:WIDEST_MAP])
+        if len(shown) > 1 and (x[shown] != x[shown[0]]).any():
             # Clipped, since a few utterances far out would otherwise be the first component.
-            standard = StandardScaler().fit_transform(x[shown].astype(np.float64)).clip(-3, 3)
+            standard = StandardScaler().fit_transform(x[np.ix_(shown, columns)].astype(np.float64)).clip(-3, 3)
             flat = PCA(min(2, *standard.shape), random_state=0).fit_transform(standard)
             flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
-            for k, name in enumerate(corpus.label_names):
+            for k, colour in enumerate(colours):
                 points = flat[labels[shown] == k]
-                axes.scatter(*points.T, s=6, alpha=0.6, linewidths=0, color=colours[k], label=name)
+                axes.scatter(*points.T, s=6, alpha=0.6, linewidths=0, color=colour)
             low, high = np.percentile(flat, [0.5, 99.5], axis=0)  # a few far points would hide the rest
             if (high > low).all():
                 margin = 0.1 * (high - low)
                 axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
         axes.set(title=f"{modality}, {corpus.dims[modality]} features", xlabel="first principal component", xticks=[])
         axes.set(ylabel="second", yticks=[])
-    handles, names = rows[1].axes[0].get_legend_handles_labels()
+    handles = rows[1].axes[0].collections[:DRAWN]
     if handles:
         rows[1].legend(
             handles, names, loc="outside lower center", ncols=min(7, len(names)), frameon=False, markerscale=2.5
         )
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a script that the font lacks: boxes are drawn
+        figure.savefig(temporary, dpi=120, format=path.suffix[1:] or "png")
+
+
+def _drawable(name: str) -> str:
+    """A name as matplotlib draws it: what stands between two dollars would be set as TeX, or fail to."""
+    return printable(name, 40).replace("$", r"\$")
 
 
 def inspect(
@@ -269,14 +293,20 @@ def inspect(
     source, faults = Source(Path(path)), []
     parts = identify(source, missing)
     corpus = checked(source, parts, missing=missing, label_names=label_names, lenient=True, faults=faults)
-    sums = download.checksums(Path(path)) if Path(path).is_file() else {"sha256": source.sha256, "git_blob": ""}
-    known = (e["name"] for e in download.known_files() if sums["git_blob"] and download.is_known_as(sums, e))
-    report = {"file": str(path), "layout": LAYOUTS[parts.layout], "layout_name": parts.layout} | describe(corpus) | sums
+    sums = download.checksums(Path(path)) if not is_folder(Path(path)) else {"sha256": source.sha256, "git_blob": ""}
+    known = (printable(e["name"]) for e in download.known_files() if sums["git_blob"] and download.is_known_as(sums, e))
+    report = (
+        {"file": printable(str(path), None), "layout": LAYOUTS[parts.layout], "layout_name": parts.layout}
+        | describe(corpus)
+        | sums
+    )
     report |= {"known_as": next(known, ""), "provenance": dict(parts.provenance)}
     report["warnings"] = faults + report["warnings"]
     if plot:
         try:
             draw(corpus, Path(plot))
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(f"{plot}: cannot be drawn ({error!s:.100}); give a writable name such as a.png") from None
     return report

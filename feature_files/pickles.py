@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataloader import Corpus
-from feature_files.checks import MELD_LABELS, README, Parts, id_of, width_of
+from feature_files.checks import ID, MELD_LABELS, README, Parts, id_of, is_row, width_of
 from feature_files.safe_pickle import Sample
 from files import InputError, replacing
 
@@ -136,9 +136,14 @@ def samples(file: str, content: Mapping[str, Any]) -> Parts:
     splits: dict[str, list] = {}
     for split in ("train", "dev", "test"):
         members = splits["valid" if split == "dev" else split] = []
-        for sample in content.get(split) or ():
+        listed = content.get(split)
+        if listed is not None and not is_row(listed):
+            raise InputError(
+                f"{file}: {split}: a {type(listed).__name__} where a list of samples belongs; see {README}"
+            )
+        for sample in () if listed is None else listed:
             fields = sample.fields if isinstance(sample, Sample) else sample
-            if not isinstance(fields, Mapping) or not isinstance(fields.get("vid"), str | int | np.integer):
+            if not isinstance(fields, Mapping) or not isinstance(fields.get("vid"), ID):
                 raise InputError(f"{file}: {split}: a sample has no 'vid'; give each sample its dialogue's id")
             vid = id_of(fields["vid"])
             if vid in tables["labels"]:

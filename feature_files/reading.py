@@ -17,8 +17,10 @@ from dataloader import Corpus
 from feature_files import folders, pickles
 from feature_files.checks import MELD_LABELS, MELD_SENTIMENTS, Checks, Parts
 from feature_files.container import is_container, open_container
-from feature_files.sources import Source
+from feature_files.sources import Source, first_bytes, is_file, is_folder
 from files import InputError
+
+LARGEST_NAMES = 2**20  # bytes of a file of class names
 
 
 def read(
@@ -27,6 +29,7 @@ def read(
     target: str = "emotion",
     missing: str = "refuse",
     label_names: str | Sequence[str] | None = None,
+    verify: bool = True,
     **options: Any,
 ) -> Corpus:
     """A feature file of any known layout, or the folder of one that is several files.
@@ -38,13 +41,15 @@ def read(
         missing: ``refuse`` features that are not there, or ``mask`` them: their rows are NaN in the corpus.
         label_names: The classes from 0 up, as names or as one string with commas; without, those of ``FILE.labels.txt``
             or ``FILE.labels.json`` where there is such a file, else those the layout is known to have.
+        verify: Of a file of ours, read every value and compare the checksums. Without, its word is taken, and features
+            that are not used are never read from the disk.
         options: ``lenient``, ``faults`` and ``needs`` of `Checks`.
 
     Raises:
         InputError: If the file is not there, is of no known layout, or contradicts itself.
     """
     source = Source(Path(path))
-    return checked(source, identify(source, missing), text_layers, target, missing, label_names, **options)
+    return checked(source, identify(source, missing, verify), text_layers, target, missing, label_names, **options)
 
 
 def checked(
@@ -80,14 +85,16 @@ def _names_beside(path: Path) -> list[str] | None:
     """The names of classes in a file beside a feature file, if there is one: one a line, or a list in JSON."""
     for ending in (".labels.txt", ".labels.json"):
         beside = path.with_name(path.name + ending) if path.name else path / ending
-        if not beside.is_file():
+        if not is_file(beside):
             continue
         try:
-            text = beside.read_text(encoding="utf-8-sig")
+            text = first_bytes(beside, LARGEST_NAMES, LARGEST_NAMES).decode("utf-8-sig")
             names = (
                 json.loads(text) if ending.endswith("json") else [line.strip() for line in text.strip().splitlines()]
             )
-        except (OSError, ValueError, RecursionError):
+        except InputError:
+            raise
+        except (ValueError, RecursionError):
             raise InputError(f"{beside}: not names of classes as text; give one a line, or a list in JSON") from None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{beside}: no list of names; give one name a class, from class 0 up")
@@ -102,24 +109,24 @@ def provenance(path: str | Path) -> dict[str, Any]:
         InputError: If the file is not there, or is a damaged one of ours.
     """
     source = Source(Path(path))
-    return ours(source).provenance if source.path.is_file() and is_container(source.path) else {}
+    return ours(source, False).provenance if not is_folder(source.path) and is_container(source.path) else {}
 
 
-def identify(source: Source, missing: str = "refuse") -> Parts:
+def identify(source: Source, missing: str = "refuse", verify: bool = True) -> Parts:
     """The fields of a file or folder, by the shape of its content.
 
     Raises:
         InputError: If it is of no known layout.
     """
     path = source.path
-    if path.is_dir():
+    if is_folder(path):
         return folders.identify_folder(source, missing)
-    if path.is_file() and is_container(path):
-        return ours(source)
-    if path.name.endswith(".json.feature") and path.parent.is_dir():
+    if is_container(path):
+        return ours(source, verify)
+    if path.name.endswith(".json.feature"):
         source.path = path.parent
         return folders.dag_erc(source)
-    if path.is_file() and zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(path):
         source.path = path.parent
         return folders.merbench(source, path, missing)
     content = source.unpickled(path)
@@ -129,8 +136,8 @@ def identify(source: Source, missing: str = "refuse") -> Parts:
     return pickles.identify_pickle(str(path), content)
 
 
-def ours(source: Source) -> Parts:
+def ours(source: Source, verify: bool = True) -> Parts:
     """``gan-ffn``: what `write_container` wrote."""
-    parts, source.size, digest = open_container(source.path)
-    source._digests[str(source.path)] = digest
+    parts, size, digest = open_container(source.path, verify)
+    source.add(source.path, size, digest)
     return parts

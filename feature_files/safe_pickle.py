@@ -6,8 +6,9 @@ on the stack, and the few constructions that feature files need (sets, byte stri
 and the sample objects of some repositories) are carried out by the functions of this file, which check what they are
 given. Everything else is refused with its name.
 
-Nor can a small file unfold into a large one: keys are plain strings and numbers (hashing a nested tuple can take
-forever), and what is copied is charged against the size of the file.
+Nor can a small file unfold into a large one, or keep us busy without end. Keys are plain strings and numbers (hashing
+a nested tuple can take forever); what is copied, every object and every step is charged against the size of the file;
+numbers, shapes and nesting have their bounds, and nothing contains itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import math
 import pickle
 import pickletools
 import re
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,6 +59,12 @@ class Sample:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
+BASE = 10_000  # objects that the smallest file may have, and a tenth of its steps
+STEPS = 2  # bytes of the file that a step of the machine needs at least; small whole numbers have 2.1, real files 200
+OBJECTS = 4  # the same for an object of about 64 bytes; rows of one number have 4.5, real files 500
+DEEPEST = 16  # containers within containers; real files have 5
+LONGEST_NUMBER = 512  # bytes of a whole number, which Python can still print
+MOST_DIMENSIONS = 8  # of an array
 COPIES = 4  # of the file, that reading it may make: protocol 2 decodes an array's bytes, then fills the array
 _BUILTINS = ("set", "frozenset", "object", "bytes", "bytearray", "complex")
 ADMITTED = {
@@ -83,8 +92,35 @@ def _check(condition: bool, what: str) -> None:
         raise RefusedError(what)
 
 
-def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+class _Metered(dict):
+    """A table of opcodes that charges for each look at it, since Python's machine looks once a step.
+
+    Args:
+        table: Opcode to function.
+        charge: Called with the objects that the opcode makes; raises where there have been too many.
+    """
+
+    def __init__(self, table: dict[int, Any], charge: Callable[[int], None]):
+        super().__init__(table)
+        self._charge = charge
+
+    def __getitem__(self, opcode: int) -> Any:
+        self._charge(_OBJECTS_OF.get(opcode, 0))
+        return super().__getitem__(opcode)
+
+
+# What an opcode makes, in units of an empty list: a mark is a list of its own, an empty set is as large as four lists.
+_OBJECTS_OF = {
+    **{
+        op[0]: 1
+        for op in (
+            *(pickle.MARK, pickle.LIST, pickle.DICT, pickle.EMPTY_LIST, pickle.EMPTY_DICT),
+            *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.REDUCE, pickle.BYTEARRAY8),
+            *(pickle.MEMOIZE, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT),
+        )
+    },
+    **{op[0]: 4 for op in (pickle.EMPTY_SET, pickle.FROZENSET, pickle.NEWOBJ, pickle.INST, pickle.OBJ)},
+}
 
 
 class _SafeUnpickler(pickle._Unpickler):
@@ -101,10 +137,13 @@ class _SafeUnpickler(pickle._Unpickler):
         super().__init__(io.BytesIO(data), encoding="latin1")
         self._size = len(data)
         self._budget = COPIES * len(data)
+        self._steps = 10 * BASE + len(data) // STEPS
+        self._objects = BASE + len(data) // OBJECTS
+        self.dispatch = _Metered(self.dispatch, self._step)
 
     def load(self) -> Any:
         try:
-            return super().load()
+            return _bounded(super().load())
         except KeyError as error:
             opcode = error.args[0]
             known = pickletools.code2op.get(chr(opcode)) if isinstance(opcode, int) and opcode < 256 else None
@@ -121,6 +160,20 @@ class _SafeUnpickler(pickle._Unpickler):
         # A byte of the file is copied a few times at most, unless the file repeats itself to grow.
         self._budget -= amount
         _check(self._budget >= 0, "more memory than its size warrants")
+
+    def _step(self, objects: int) -> None:
+        self._steps -= 1
+        self._objects -= objects
+        if self._steps < 0 or self._objects < 0:
+            raise RefusedError(f"more {'steps' if self._steps < 0 else 'objects'} than its size warrants")
+
+    def _is_shape(self, shape: Any) -> bool:
+        """Whether an array may have a shape: a dimension of 0 makes all others free, so each has its bound."""
+        return (
+            isinstance(shape, tuple)
+            and len(shape) <= MOST_DIMENSIONS
+            and all(type(n) is int and 0 <= n <= self._size for n in shape)
+        )
 
     def _keys(self, keys: list) -> list:
         for key in keys:
@@ -183,8 +236,8 @@ class _SafeUnpickler(pickle._Unpickler):
         return data
 
     def _array(self, dtype: Any, shape: Any, data: Any, order: str = "C") -> np.ndarray:
-        _check(isinstance(dtype, _DType) and dtype.dtype.kind != "O" and _is_shape(shape), "an odd numpy array")
-        return np.frombuffer(self._bytes(data), dtype.dtype).reshape(shape, order=order)
+        _check(isinstance(dtype, _DType) and dtype.dtype.kind != "O" and self._is_shape(shape), "an odd numpy array")
+        return sound(np.frombuffer(self._bytes(data), dtype.dtype).reshape(shape, order=order))
 
     # Opcodes that need care.
 
@@ -237,7 +290,7 @@ class _SafeUnpickler(pickle._Unpickler):
     def _fill(self, target: np.ndarray, state: Any) -> None:
         _check(isinstance(state, tuple) and len(state) == 5, "an array of odd state")
         _, shape, dtype, fortran, data = state
-        _check(isinstance(dtype, _DType) and _is_shape(shape), "an array of odd state")
+        _check(isinstance(dtype, _DType) and self._is_shape(shape), "an array of odd state")
         if dtype.dtype.kind == "O":
             _check(isinstance(data, list) and len(data) == math.prod(shape), "an object array of odd length")
             self._charge(len(data))
@@ -246,6 +299,7 @@ class _SafeUnpickler(pickle._Unpickler):
             _check(len(data) == math.prod(shape) * dtype.dtype.itemsize, "an array of odd length")
         # NumPy's own, but only ever with a state that has been checked.
         target.__setstate__((1, shape, dtype.dtype, fortran is True or fortran == 1, data))
+        sound(target)
 
     # `append` changes with every mark, so it is looked up only after `pop_mark`.
 
@@ -289,6 +343,70 @@ class _SafeUnpickler(pickle._Unpickler):
         self.append(bytearray(self.read(size)))
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+    def load_long1(self) -> None:
+        self._long(self.read(1)[0])
+
+    dispatch[pickle.LONG1[0]] = load_long1
+
+    def load_long4(self) -> None:
+        self._long(int.from_bytes(self.read(4), "little", signed=True))
+
+    dispatch[pickle.LONG4[0]] = load_long4
+
+    def _long(self, size: int) -> None:
+        _check(0 <= size <= LONGEST_NUMBER, "a number of more digits than any has")
+        self.append(int.from_bytes(self.read(size), "little", signed=True))
+
+
+def sound(array: np.ndarray) -> np.ndarray:
+    """An array, once its bytes are known to be values of its type.
+
+    Raises:
+        RefusedError: If they are not: NumPy takes any bytes for characters or truth values, and fails later.
+    """
+    if array.dtype.kind == "U" and array.size:
+        codes = np.frombuffer(array.tobytes(), array.dtype.newbyteorder("=").byteorder + "u4")
+        codes = codes if array.dtype.isnative else codes.byteswap()
+        _check(codes.max() <= sys.maxunicode, "characters that there are not")
+    if array.dtype.kind == "b" and array.size:
+        _check(int(np.frombuffer(array.tobytes(), np.uint8).max()) <= 1, "truth values that are neither")
+    return array
+
+
+def _bounded(content: Any) -> Any:
+    """What a pickle held, once nothing in it is too deep or contains itself.
+
+    Both would stop any function that looks at values as a whole, such as a comparison.
+    """
+    heights: dict[int, int] = {}  # how many containers deep each is; 0 while what is in it is looked at
+    stack: list[tuple[Any, list | None]] = [(content, None)]
+    while stack:
+        value, inner = stack.pop()
+        if inner is not None:
+            heights[id(value)] = 1 + max((heights[id(x)] for x in inner), default=0)
+            _check(heights[id(value)] <= DEEPEST, f"containers more than {DEEPEST} deep")
+        elif id(value) in heights:
+            _check(heights[id(value)] > 0, "a container that contains itself")
+        else:
+            heights[id(value)] = 0
+            inner = [x for x in _inside(value) if isinstance(x, _CONTAINERS)]
+            stack.append((value, inner))
+            stack += [(x, None) for x in inner]
+    return content
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, Sample):
+        return (value.fields,)
+    if isinstance(value, np.ndarray):
+        return value.ravel() if value.dtype.kind == "O" else ()
+    return value if isinstance(value, list | tuple) else ()  # members of sets are strings and numbers
+
+
+_CONTAINERS = (dict, list, tuple, np.ndarray, Sample)
 
 
 def loads(data: bytes, source: str | Path) -> Any:

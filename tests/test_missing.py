@@ -21,7 +21,8 @@ from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
 from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
-QUICK = [*"--epochs 2 --GAN-epochs 2 --fused-channels 16 --device cpu --no-tensorboard --no-pictures".split()]
+QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--fused-channels", "16", "--device", "cpu", "--no-tensorboard"]
+QUICK.append("--no-pictures")
 SCRIPTS = Path(__file__).parent.parent
 
 

@@ -1,0 +1,65 @@
+"""A finished run, or several as one, scored again."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from dataloader import Corpus
+from experiment.checks import check_memory, check_shape
+from experiment.evaluation import assess
+from experiment.flags import Command
+from experiment.prediction import assess_model, load
+from experiment.run_directory import locked, prepare_directory, read_config, splits_of, write_json
+from experiment.settings import Settings
+from files import InputError
+
+
+def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
+    """Score the run that ``--evaluate`` names and, where ``--out`` names a directory, write the report there.
+
+    Args:
+        command: What was asked for.
+        settings: Of the run, with what was asked for in its place.
+        corpus: The run's own, or another of the same shape; its test split is scored.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: If the network cannot read the corpus, or the directory cannot be had.
+    """
+    directory = Path(command.evaluate)
+    config, pictures = read_config(directory), command.settings.run.pictures
+    model = load(directory, settings.run.device)
+    check_shape(corpus, config["corpus"], directory)
+    several = len(model.members) > 1
+    if command.export_fused and several:
+        one = directory / model.members[0].name
+        raise InputError(f"--export-fused writes the features of one run: use --evaluate {one}")
+    check_memory(settings, config["corpus"], training=False)
+    scored = corpus
+    if corpus.sha256 == config["features"]["sha256"] and not several:  # else no dialogue was held out of it
+        scored = replace(corpus, splits=splits_of(config, corpus, directory))
+    data = {split: scored.split(split) for split, ids in scored.splits.items() if ids}
+    out = Path(command.out) if command.out else None
+    with locked(out) if out else nullcontext():
+        if out:
+            prepare_directory(out, corpus, resume=False, overwrite=command.overwrite)
+        if several:
+            scores, text = assess_model(model, data, out, pictures=pictures)
+        else:
+            one = model.members[0]
+            standardised = {split: [one.standardise(d) for d in dialogues] for split, dialogues in data.items()}
+            scores, text = assess(
+                one.network,
+                standardised,
+                corpus.label_names,
+                out,
+                one.calibration,
+                pictures=pictures,
+            )
+        if out:
+            write_json(out / "report.json", scores)
+    return text

@@ -1,0 +1,170 @@
+"""The command line: ``python -m feature_files inspect|convert|join|download``.
+
+Nothing heavy is imported before the flags are known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feature_files import download
+from files import InputError, complain, open_streams, printable, say
+
+if TYPE_CHECKING:
+    from dataloader import Corpus
+
+FOLDER = Path(__file__).parent.parent / "IEMOCAP_features"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m feature_files", description="Look at, convert, join and fetch feature files."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    look = commands.add_parser("inspect", help="print what a file is and what is suspicious about it")
+    look.add_argument("file", type=Path, help="a feature file, or the folder of one that is several files")
+    look.add_argument("--json", action="store_true", help="for machines")
+    look.add_argument("--plot", type=Path, metavar="PNG", help="draw class shares, lengths and a map of each modality")
+
+    one = commands.add_parser("convert", help="write a file as our container, or as a 9-tuple where OUT is a .pkl")
+    one.add_argument("file", type=Path, metavar="IN", help="a feature file of any known layout")
+    one.add_argument("out", type=Path, metavar="OUT", help="NAME.safetensors, or NAME.pkl for the 9-tuple")
+
+    two = commands.add_parser("join", help="join the text of one file with the other modalities of another")
+    two.add_argument("text_file", type=Path, help="has the text")
+    two.add_argument("av_file", type=Path, help="has visual, acoustic, or both, of the same utterances")
+    two.add_argument("out", type=Path, metavar="OUT", help="as for convert")
+
+    for command in (one, two):
+        command.add_argument("--text-layers", default="mean", help="mean (default), concat, or a layer's number from 1")
+        command.add_argument("--target", default="emotion", help="emotion (default) or sentiment")
+    for command in (look, one, two):
+        command.add_argument("--missing", default="refuse", help="refuse (default) or mask what a modality lacks")
+    for command in (look, one):
+        command.add_argument(
+            "--label-names",
+            metavar="A,B,C",
+            help="names of the classes from 0 up; a file IN.labels.txt or IN.labels.json beside IN does the same",
+        )
+
+    get = commands.add_parser("download", help="fetch a known public file and verify it")
+    get.add_argument("name", help="one of: " + ", ".join(entry["name"] for entry in download.known_files()))
+    get.add_argument("--to", type=Path, default=FOLDER, help="folder to put it in")
+    get.add_argument("--known", type=Path, default=download.KNOWN_FILES, help="list of known files (default: ours)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, ready: Callable[[], None] = lambda: None) -> int:
+    """Run a command: write its files, then print.
+
+    Args:
+        argv: The command line, without the program.
+        ready: Called when everything is imported and the work begins.
+
+    Returns:
+        0 if it went well, 2 after one line that says what is wrong.
+    """
+    open_streams()
+    args = build_parser().parse_args(argv)
+    try:
+        try:
+            say({"inspect": _inspect, "download": _download}.get(args.command, _convert)(args, ready))
+        except MemoryError:
+            raise InputError(f"{args.command}: out of memory; give it a smaller file, or more memory") from None
+    except InputError as error:
+        complain(str(error))
+        return 2
+    return 0
+
+
+def _inspect(args: argparse.Namespace, ready: Callable[[], None]) -> str:
+    from feature_files import inspection
+
+    ready()
+    if args.plot:
+        _spare([args.file], args.plot)
+    report = inspection.inspect(args.file, args.plot, args.missing, args.label_names)
+    return json.dumps(report, indent=2) if args.json else inspection.as_text(report)
+
+
+def _download(args: argparse.Namespace, ready: Callable[[], None]) -> str:
+    ready()
+    return printable(str(download.download(args.name, args.to, args.known)), None)
+
+
+def _convert(args: argparse.Namespace, ready: Callable[[], None]) -> str:
+    from feature_files import join, read, write_container, write_nine_tuple
+
+    ready()
+    choices = {"text_layers": args.text_layers, "target": args.target, "missing": args.missing}
+    files = [args.file] if args.command == "convert" else [args.text_file, args.av_file]
+    _spare(files, args.out)
+    corpora = [read(file, **choices, label_names=getattr(args, "label_names", None)) for file in files]
+    corpus = corpora[0] if len(corpora) == 1 else join(*corpora, str(args.out))
+    if args.out.suffix in (".pkl", ".pickle", ".p"):
+        write_nine_tuple(corpus, args.out)
+    else:
+        write_container(corpus, args.out, _provenance(files, corpora, choices))
+    return printable(str(args.out), None)
+
+
+def _provenance(files: Sequence[Path], corpora: Sequence[Corpus], choices: Mapping[str, str]) -> dict[str, Any]:
+    origin = [
+        {"file": printable(file.name, 200), "sha256": corpus.sha256}
+        for file, corpus in zip(files, corpora, strict=True)
+    ]
+    return {"from": origin, **choices}
+
+
+def _spare(inputs: Sequence[Path], out: Path) -> None:
+    """Refuse to write over what is to be read.
+
+    Raises:
+        InputError: If the output is an input, a file of class names beside it, or lies in a folder that is one.
+    """
+    for path in inputs:
+        beside = [path, *(path.with_name(path.name + end) for end in (".labels.txt", ".labels.json") if path.name)]
+        try:
+            lost = out.exists() and (
+                any(other.exists() and out.samefile(other) for other in beside)
+                or (path.is_dir() and path.resolve() in out.resolve().parents)
+            )
+        except (OSError, ValueError):  # one cannot be looked at: whoever reads or writes it says so
+            continue
+        if lost:
+            raise InputError(f"{out}: is read for this, and would be lost; give another name to write to")
+
+
+def _catch_signals() -> None:
+    """Make the signals that stop us exceptions, so that nothing half-written stays."""
+
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # one that is ignored, as by nohup, stays ignored
+            signal.signal(number, stop)
+
+
+def run() -> int:
+    """The command line as a program: also when it is stopped, or when nobody reads what it prints."""
+    try:
+        status = main(ready=_catch_signals)
+    except KeyboardInterrupt as stopped:
+        complain("stopped; nothing half-written was kept")
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+    except SystemExit as done:  # after --help, or a wrong flag
+        status = done.code
+    try:
+        say()
+    except InputError as error:
+        complain(str(error))
+        return 2
+    return status

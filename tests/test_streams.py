@@ -1,0 +1,109 @@
+"""Streams that are closed or full, and signals: files first, printing last; no traceback; a sensible exit status."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_content import QUICK, features_in
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "train_IEMOCAP.py"
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return features_in(tmp_path_factory.mktemp("features"))
+
+
+def shell(command, **how):
+    """Run a line of bash; the exit status, of the script where the line gives that, and what came out."""
+    line = command.replace("SCRIPT", f"{sys.executable} {SCRIPT}")
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=100, env=ENV, check=False, **how
+    )
+    assert "Traceback" not in done.stdout + done.stderr and "Exception ignored" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("stream", "status"),
+    [("| head -1", 0), ("> /dev/full", 1), ("2> /dev/full", 0), (">&- 2>&- <&-", 0)],
+)
+def test_the_files_of_a_run_do_not_depend_on_who_reads_what_it_says(features, tmp_path, stream, status):
+    flags = ["--features", str(features), "--out", str(tmp_path / "run"), *QUICK]
+    done = shell(f"SCRIPT {' '.join(flags)} {stream}; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == status
+    files = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert {"report.txt", "report.json", "predictions.csv"} <= files.keys()
+    assert files["report.txt"].startswith(b"Test performance..")
+    assert not any(b"epoch 1 of 1" in content for content in files.values())  # a closed stream's number is no file's
+    if stream == "> /dev/full":
+        assert done.stderr.count("\n") == 1 and "standard output: cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize("stream", ["| true", "> /dev/full", ">&- 2>&-", "2> /dev/full"])
+@pytest.mark.parametrize(("flags", "status"), [("--help", (0, 1)), ("--epochs x", (2,))])
+def test_help_and_complaints_end_quietly(tmp_path, stream, flags, status):
+    done = shell(f"SCRIPT {flags} {stream}; exit ${{PIPESTATUS[0]}}", cwd=tmp_path)
+    assert done.returncode in status
+    assert list(tmp_path.iterdir()) == []
+    if flags != "--help" and "2>" not in stream:
+        assert "error: " in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def ended(process):
+    out, err = process.communicate(timeout=60)
+    assert b"Traceback" not in out + err and b"Exception ignored" not in err, err
+    return process.returncode
+
+
+def begin(*flags):
+    argv = [sys.executable, str(SCRIPT), *map(str, flags)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+
+
+@pytest.mark.parametrize("after", [0.15, 0.5, 1.5])
+def test_ctrl_c_while_importing_says_nothing(features, tmp_path, after):
+    process = begin("--features", features, "--out", tmp_path / "run", *QUICK, "--epochs", "5000")
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    assert ended(process) in (-signal.SIGINT, 130)
+
+
+def test_the_script_handles_ctrl_c_before_it_imports_more_than_a_few_small_modules():
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import experiment.start\n"
+        "print(*sorted(m for m in set(sys.modules) - before if '.' not in m))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"argparse", "json", "files", "torch"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signals_that_stop_a_run_leave_one_that_goes_on(features, tmp_path, number):
+    process = begin("--features", features, "--out", tmp_path / "run", *QUICK, "--epochs", "5000")
+    history = tmp_path / "run" / "history.csv"
+    while not history.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert ended(process) == 130
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+    assert "Interrupted at epoch" in (tmp_path / "run" / "report.txt").read_text()
+
+
+def test_nohup_keeps_a_run_going(features, tmp_path):
+    from experiment.run import stops
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stops()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in stops()
