@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from files import InputError, is_printable
+from files import InputError, is_printable, read_text
 
 MODALITIES = ("text", "visual", "acoustic")
 ALIASES = {"audio": "acoustic", "video": "visual"}  # what else the field calls them
