@@ -1,6 +1,5 @@
 """What a run says and to whom: pipes that close, no terminal, Ctrl-C at any time, files others may read."""
 
-import io
 import json
 import os
 import re
@@ -31,17 +30,6 @@ def test_a_closed_pipe_loses_nothing_and_shows_no_traceback(reader, features, tm
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert {"report.json", "report.txt", "predictions.csv", "config.json", "history.csv"} <= names
     assert "small.pkl" in done.stdout if reader == "| head -1" else not done.stdout
-
-
-def test_a_reader_that_leaves_in_the_middle_ends_no_speech(monkeypatch):
-    class Left(io.StringIO):
-        def write(self, text):
-            raise BrokenPipeError
-
-    monkeypatch.setattr(sys, "stdout", Left())
-    console.say("one")
-    console.say("two")
-    print("three")
 
 
 def test_progress_without_a_terminal_is_a_line_at_the_start_and_some_later(features, tmp_path, monkeypatch, capsys):

@@ -109,17 +109,17 @@ REACHES = {
     "data.valid": (["--valid", "0.2"], lambda run: len(run.config("splits", "valid") or ()) == 2),
     "fusion.epochs": (["--GAN-epochs", "2"], lambda run: run.rows("GAN_loss.csv") == 2),
     "fusion.lr": (["--GAN-lr", "0.01"], learnt("fusion")),
-    "fusion.weight": (["--GAN-weight", "1"], learnt("fusion")),
+    "fusion.weight": (["--GAN-weight", "0.5"], learnt("fusion")),
     "fusion.loss": (["--GAN-loss", "reference"], learnt("fusion")),
     "fusion.generator": (
         ["--generator", "transformer"],
-        appears("fusion.generators.text.encoder.layers.1.linear1.weight", (32, 16)),
+        appears("fusion.generators.text.encoder.layers.1.linear1.weight", (512, 256)),
     ),
     "fusion.channels": (
         ["--fused-channels", "20"],
-        lambda run: run.shape("fusion.generators.text.embed.weight") == (20, 16),
+        lambda run: run.shape("fusion.generators.text.project.weight") == (12, 16),
     ),
-    "fusion.dropout": (["--dropout", "0.1"], learnt("fusion")),
+    "fusion.dropout": (["--dropout", "0.1"], learnt()),
     "fusion.trained_run": (
         ["--use-trained-GAN", "BASE"],
         lambda run: not run.learnt_otherwise("fusion") and not (run.directory / "GAN_loss.csv").exists(),
@@ -143,7 +143,7 @@ REACHES = {
     "classifier.focal": (["--focal", "2"], learnt()),
     "classifier.session_logit_adjustment": (["--no-session-logit-adjustment"], learnt()),
     "classifier.class_weight": (["--class-weight"], learnt()),
-    "augmentation.noise": (["--noise", "0"], learnt("fusion")),
+    "augmentation.noise": (["--noise", "0"], learnt()),
     "augmentation.drop_utterances": (["--drop-utterances", "0"], learnt("fusion")),
     "augmentation.drop_modality": (["--drop-modality", "text:0.5"], learnt("fusion")),
     "run.seed": (["--seed", "1"], learnt()),
@@ -300,7 +300,7 @@ WRONG = {
     '{"classifier": {"lr": null}}': "classifier: lr: None is no float",
     '{"classifier": {"epochs": 1.5}}': "classifier: epochs: 1.5 is no int",
     '{"classifier": {"attention": 1}}': "classifier: attention: 1 is neither true nor false",
-    '{"fusion": {"channels": 7}}': "--fused-channels 7",
+    '{"fusion": {"channels": 11}}': "--fused-channels 11",
     '{"fusion": {"loss": "wasserstein"}}': "fusion: loss: invalid choice: 'wasserstein'",
     '{"data": {"modalities": "text"}}': "data: modalities: 'text' is no list of modalities",
     '{"data": {"modalities": ["smell"]}}': "data: modalities: unknown modality 'smell'",
@@ -391,7 +391,7 @@ def test_help_says_every_default_and_fits_the_screen():
     assert max(map(len, text.splitlines())) <= 110
     for name, value in settings.flat(Settings()).items():
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            assert f"(default: {value})" in " ".join(text.split()), name
+            assert f"(default:{value})" in "".join(text.split()), name
 
 
 def test_installing_says_in_a_line_that_the_project_is_run_from_its_clone(tmp_path):
