@@ -96,6 +96,7 @@ def same(one, other):
 def stage_1(network, batch):
     """Losses of stage 1 and all their gradients."""
     network.zero_grad()
+    torch.manual_seed(0)  # the directions of the sliced distance
     fused = network.fusion(batch)
     players = network.fusion.discriminator_losses(batch, fused, gamma=1.0)
     terms = network.fusion.generator_losses(batch, fused)
