@@ -120,7 +120,6 @@ def add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None = N
         target = parser.add_argument_group(TITLES[group]) if fields else None
         for f in fields:
             about = f.metadata
-            names = [about["flag"], *about["aliases"]]
             options: dict[str, Any] = {"dest": f"{group}.{f.name}", "default": argparse.SUPPRESS}
             if isinstance(about["kind"], s.Switch):
                 options["action"] = argparse.BooleanOptionalAction
@@ -131,7 +130,10 @@ def add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None = N
             if isinstance(about["kind"], s.Probabilities):
                 options["action"] = Merge
             shown = f.default is not None and f.default is not False and "default:" not in about["help"]
-            target.add_argument(*names, help=about["help"] + (f" (default: {f.default})" if shown else ""), **options)
+            help = about["help"] + (f" (default: {f.default})" if shown else "")
+            target.add_argument(about["flag"], help=help, **options)
+            if about["aliases"]:
+                target.add_argument(*about["aliases"], help=argparse.SUPPRESS, **options)
 
 
 def build_parser() -> Parser:

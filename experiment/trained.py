@@ -24,13 +24,13 @@ def shape_of(corpus: Corpus) -> dict[str, Any]:
 
 def build_network(shape: Mapping[str, Any], fusion: FusionSettings, classifier: ClassifierSettings) -> GANFFN:
     """The network for a corpus: its widths, classes and speakers come from the data."""
-    causal = classifier.causal
+    causal, generator = classifier.causal, GENERATORS[fusion.generator]
     window_future = 0 if causal else classifier.window_future
     return GANFFN(
         AdversarialFusion(
             shape["dims"],
             fusion.channels,
-            generator=partial(GENERATORS[fusion.generator], causal=causal),
+            generator=partial(generator, causal=True) if causal else generator,
             relativistic=fusion.loss == "relativistic",
             context=bool(classifier.window_past or window_future),
         ),

@@ -221,7 +221,7 @@ FLAGS = {
     "--lr inf": "--lr: inf is out of range",
     "--lr fast": "--lr: 'fast' is no float",
     "--GAN-lr -1": "--GAN-lr: -1 is out of range",
-    "--l2 -0.1": "--weight-decay/--l2: -0.1 is out of range; give a number at least 0",
+    "--l2 -0.1": "--l2: -0.1 is out of range; give a number at least 0",
     "--dropout 1.5": "--dropout: 1.5 is out of range; give a number at least 0 and at most 0.99",
     "--epochs 0": "--epochs: 0 is out of range; give a number at least 1",
     "--epochs 1.5": "--epochs: '1.5' is no int",

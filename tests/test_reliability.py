@@ -228,6 +228,7 @@ def test_every_random_state_is_taken_up(tmp_path):
 
     run = Run(tmp_path, tensorboard=False)
     draw()
+    run.log("adversarial", {"epoch": 1, "seconds": 0.0})
     run.save("adversarial", 1, {})
     expected = draw()
     assert Run(tmp_path, tensorboard=False).restore("adversarial", {}) == 1
@@ -460,6 +461,7 @@ def test_a_checkpoint_that_would_run_code_does_nothing(stopped, command, tmp_pat
 def test_a_checkpoint_of_another_network_is_said_in_a_line(stopped, command):
     directory = stopped(raising(TrainingError("stop")))
     run = Run(directory, tensorboard=False)
+    run.log("classifier", {"epoch": 1, "seconds": 0.0})
     run.save("classifier", 1, {})
     status, error = command("--resume", directory)
     assert status == 2 and "not a checkpoint of this network" in error

@@ -21,8 +21,9 @@ from experiment.settings import Settings
 from feature_files import read, write_nine_tuple
 from synthetic import synthetic_corpus
 
-QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--fused-channels", "16", "--device", "cpu"]
-PICTURES = ["GAN_loss.png", "confusion_matrix.png", "training_curves.png", "fused_features.png"]
+DRAWN = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--fused-channels", "16", "--device", "cpu"]
+QUICK = [*DRAWN, "--no-pictures"]
+PICTURES = ["GAN_loss.png", "confusion_matrix.png", "training_curves.png", "fused_features.png", "reliability.png"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def features(corpus, tmp_path_factory):
 def finished(features, tmp_path_factory):
     """A finished run, to look at but not to change."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *QUICK]) == 0
+    assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *DRAWN]) == 0
     return directory
 
 
@@ -243,8 +244,8 @@ def test_several_seeds_are_summarised(finished, features, tmp_path, capsys):
     assert [low, high] == pytest.approx([np.mean(each) - half, np.mean(each) + half], rel=1e-3)
     assert (tmp_path / "b" / "spread.png").stat().st_size
     assert same(weights(finished), weights(tmp_path / "b" / "seed0"))
-    assert train_IEMOCAP.main(["--evaluate", str(tmp_path / "b")]) == 2
-    assert "name one, such as" in capsys.readouterr().err
+    assert train_IEMOCAP.main(["--evaluate", str(tmp_path / "b")]) == 0  # all of them as one
+    assert "F1-score" in capsys.readouterr().out
     before = (tmp_path / "b" / "seed1" / "report.json").read_bytes()
     assert train_IEMOCAP.main(["--resume", str(tmp_path / "b")]) == 0
     assert (tmp_path / "b" / "seed1" / "report.json").read_bytes() == before
@@ -308,30 +309,6 @@ def test_two_modalities_play_and_one_skips_stage_1(features, tmp_path, capsys):
     assert train_IEMOCAP.main([*run, "--modalities", "text", "--out", str(tmp_path / "one")]) == 0
     assert "stage 1 is skipped" in capsys.readouterr().out
     assert not (tmp_path / "one" / "GAN_loss.png").exists()
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--attention"],
-        ["--party-blocks", "1"],
-        ["--convolutions", "0"],
-        ["--class-weight"],
-        ["--window-past", "1"],
-        ["--window-future", "0"],
-        ["--dropout", "0.1"],
-        ["--lr", "0.01"],
-        ["--l2", "0.5"],
-        ["--batch-size", "3"],
-        ["--GAN-lr", "0.01"],
-        ["--GAN-epochs", "0"],
-        ["--valid", "0.3"],
-    ],
-    ids=lambda flags: " ".join(flags),
-)
-def test_every_flag_reaches_the_network(flags, finished, features, tmp_path):
-    assert train_IEMOCAP.main(["--features", str(features), "--out", str(tmp_path / "b"), *QUICK, *flags]) == 0
-    assert not same(weights(finished), weights(tmp_path / "b"))
 
 
 def test_tensorboard_can_be_switched_off(features, finished, tmp_path):

@@ -1,0 +1,158 @@
+"""Runs that others build on: resumed on other machines, scored on other data, their stage 1 taken over."""
+
+import hashlib
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small import SHORT, corpus, features, moved, same, small_corpus, train, weights, write
+
+import train_IEMOCAP
+from dataloader import Standardiser
+from experiment.run import Run
+from experiment.trained import load_standardiser
+from feature_files import read
+
+__all__ = ["corpus", "features"]  # fixtures
+
+
+@pytest.fixture(scope="module")
+def finished(features, tmp_path_factory):
+    """A finished run, to look at but not to change."""
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    return train(directory, "--features", features, *SHORT, "--valid", "0.2")
+
+
+def resplit(corpus, train=(), test=(), name=lambda i: i):
+    """The corpus with other splits, and other names of its dialogues."""
+    dialogues = {name(i): replace(corpus.dialogues[i], id=name(i)) for i in [*train, *test]}
+    splits = {"train": tuple(map(name, train)), "test": tuple(map(name, test))}
+    return replace(corpus, dialogues=dialogues, splits=splits)
+
+
+def refusal(capsys, *argv):
+    capsys.readouterr()
+    assert train_IEMOCAP.main([str(a) for a in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+# Resume on another machine --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus, said", [(1, "1 GPUs"), (2, "2 GPUs"), (0, None)])
+def test_a_run_goes_on_where_there_are_other_gpus(gpus, said, features, finished, tmp_path, monkeypatch, capsys):
+    save = Run.save
+
+    def save_then_stop(run, stage, epoch, parts):
+        save(run, stage, epoch, parts)
+        run.stop_requested = (stage, epoch) == ("classifier", 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save_then_stop)
+        run = train(tmp_path / "run", "--features", features, *SHORT, "--valid", "0.2", status=130)
+    last = run / "checkpoints" / "last.pt"
+    state = torch.load(io.BytesIO(last.read_bytes()[:-32]), weights_only=True)
+    state["random"]["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * gpus
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    last.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    capsys.readouterr()
+    assert train_IEMOCAP.main(["--resume", str(run)]) == 0
+    error = capsys.readouterr().err
+    if said:
+        assert error.count("\n") == 1 and f"begun with {said}, goes on with none; the bits may differ" in error
+    else:
+        assert not error
+    assert same(weights(run), weights(finished))
+
+
+# Stage 1 of an earlier run --------------------------------------------------------------------------------------------
+
+
+def test_stage_1_that_has_seen_held_out_dialogues_is_refused(corpus, finished, tmp_path, capsys):
+    seen, unseen = (corpus.splits[split] for split in ("train", "test"))
+    path = write(resplit(corpus, train=[*seen[2:], *unseen], test=seen[:2]), tmp_path / "swapped.pkl")
+    trained_on = json.loads((finished / "config.json").read_text())["splits"]["train"]
+    leaked = [i for i in seen[:2] if i in trained_on]
+    out = tmp_path / "run"
+    error = refusal(capsys, "--features", path, "--out", out, *SHORT, "--use-trained-GAN", finished)
+    assert f"was trained on {len(leaked)} of this run's held-out dialogues, such as '{leaked[0]}'" in error
+    assert leaked and not out.exists()
+
+
+@pytest.mark.parametrize("flags", [["--folds", "2"], ["--valid", "0.5", "--seed", "3"]], ids=["folds", "validation"])
+def test_stage_1_that_has_seen_a_fold_or_validation_is_refused(flags, features, finished, tmp_path, capsys):
+    run = ["--features", features, "--out", tmp_path / "run", *SHORT, "--use-trained-GAN", finished, *flags]
+    assert "held-out dialogues" in refusal(capsys, *run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stage_1_of_an_earlier_run_brings_its_standardisation(corpus, finished, tmp_path):
+    learnt_on = json.loads((finished / "config.json").read_text())["splits"]["train"]
+    path = write(resplit(corpus, train=learnt_on[:4], test=corpus.splits["test"]), tmp_path / "fewer.pkl")
+    run = train(tmp_path / "run", "--features", path, *SHORT, "--use-trained-GAN", finished)
+    taken, theirs = load_standardiser(run), load_standardiser(finished)
+    own = Standardiser.fit(read(path).split("train"))
+    for m in corpus.dims:
+        assert np.array_equal(taken.mean[m], theirs.mean[m]) and np.array_equal(taken.scale[m], theirs.scale[m])
+        assert not np.allclose(own.mean[m], theirs.mean[m])
+    assert same(weights(run, "fusion"), weights(finished, "fusion"))
+    again = train(tmp_path / "again", "--evaluate", run, "--no-pictures")
+    assert (again / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
+    further = ["--features", path, *SHORT, "--use-trained-GAN", finished, "--continue-train-GAN-step", "1"]
+    assert moved(weights(train(tmp_path / "further", *further), "fusion"), weights(finished, "fusion"))
+
+
+# Scored again ---------------------------------------------------------------------------------------------------------
+
+
+def scored(directory):
+    table = pd.read_csv(directory / "predictions.csv")
+    return table[table["split"] == "test"].reset_index(drop=True)
+
+
+def test_a_file_with_a_test_split_alone_is_scored(corpus, finished, tmp_path):
+    path = write(resplit(corpus, test=corpus.splits["test"]), tmp_path / "test.pkl")
+    out = train(tmp_path / "out", "--evaluate", finished, "--features", path, "--no-pictures")
+    assert scored(out).equals(scored(finished))
+    assert set(pd.read_csv(out / "predictions.csv")["split"]) == {"test"}
+    first, again = (json.loads((d / "report.json").read_text()) for d in (finished, out))
+    assert again["test"] == first["test"] and again["valid"] is None
+
+
+def test_dialogues_of_other_names_are_scored_by_a_run_with_validation(corpus, finished, tmp_path, capsys):
+    """None of them is in the run's splits; a file whose ids are not IEMOCAP's numbers its classes only."""
+    renamed = resplit(corpus, corpus.splits["train"], corpus.splits["test"], name="other {}".format)
+    path = write(renamed, tmp_path / "renamed.pkl")
+    other = ["--evaluate", finished, "--features", path, "--no-pictures"]
+    assert "'class 0' (the run has 'happy')" in refusal(capsys, *other)
+    out = train(tmp_path / "out", *other, "--label-names", ",".join(corpus.label_names))
+    there, here = scored(finished), scored(out)
+    assert (here["dialogue"] == "other " + there["dialogue"]).all()
+    assert here.drop(columns="dialogue").equals(there.drop(columns="dialogue"))
+    assert set(pd.read_csv(out / "predictions.csv")["split"]) == {"train", "test"}
+
+
+def test_other_classes_are_named_and_another_number_of_them_is_said(features, finished, tmp_path, capsys):
+    names = "happy,sad,neutral,angry,excited,frustrated".replace("sad", "sorry").replace("angry", "cross")
+    error = refusal(capsys, "--evaluate", finished, "--features", features, "--label-names", names)
+    assert "'sorry' (the run has 'sad'), 'cross' (the run has 'angry')" in error and "--label-names" in error
+    assert "'happy'" not in error
+    fewer = small_corpus()
+    dialogues = {i: replace(d, labels=d.labels % 4) for i, d in fewer.dialogues.items()}
+    path = write(replace(fewer, dialogues=dialogues, label_names=tuple("abcd")), tmp_path / "four.pkl")
+    error = refusal(capsys, "--evaluate", finished, "--features", path, "--label-names", "a,b,c,d")
+    assert "4 classes, but the run" in error and "was trained on 6" in error
+
+
+def test_a_run_that_says_its_classes_scores_a_file_that_numbers_them(features, tmp_path):
+    names = "a,b,c,d,e,f"
+    run = train(tmp_path / "run", "--features", features, *SHORT, "--label-names", names)
+    out = train(tmp_path / "out", "--evaluate", run, "--no-pictures")
+    assert list(json.loads((out / "report.json").read_text())["test"]["per_class"]) == names.split(",")
