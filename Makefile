@@ -8,7 +8,7 @@ train: .venv/ready
 	$(BIN)/python train_IEMOCAP.py --demo
 
 test: .venv/ready-to-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What extract_features.py needs; with it, and with Debian's espeak-ng, no test of extraction is skipped.
 extract: .venv/ready-to-extract
