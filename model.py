@@ -9,9 +9,9 @@ the real utterances that have its modality: the others take no part in it, nor i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import permutations
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from torch.nn import functional as F
 from torch_geometric.nn import RGCNConv
 
 from dataloader import Batch
-
-SHARED_CHANNELS = 8  # of the fused features, in which the modalities are made alike
 
 
 class _Recurrence(torch.autograd.Function):
@@ -196,158 +194,78 @@ def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = F
     return x - spoken @ (spoken.transpose(1, 2) @ x / turns)
 
 
-class ChannelNorm(nn.Module):
-    """Zero mean and unit variance for every channel over the utterances of one modality; nothing to learn.
-
-    Each modality has statistics of its own (as domain-specific batch normalisation, arXiv 1906.03950), so that the
-    means of the modalities agree and no linear probe can tell them apart by these. While stage 1 trains they are the
-    batch's; `settle` then fixes those of all training utterances, and what an utterance comes to depends on no other.
-
-    Shapes:
-        x, result: ``[N, channels]``.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("scale", torch.ones(channels))
-        self.register_buffer("settled", torch.tensor(False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised channels; see the class."""
-        if self.training and not self.settled and len(x) > 1:
-            return F.batch_norm(x, None, None, training=True)
-        return (x - self.mean) / self.scale
-
-    @torch.no_grad()
-    def settle(self, x: Tensor) -> None:
-        """Take these utterances' statistics for good."""
-        self.mean.copy_(x.mean(0))
-        self.scale.copy_((x.var(0, unbiased=False) + 1e-5).sqrt())
-        self.settled.fill_(True)
-
-
-class FeedForward(nn.Module):
-    """A residual feed-forward layer behind layer normalisation.
-
-    Shapes:
-        x, result: ``[N, channels]``.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, 2 * channels),
-            nn.GELU(),
-            nn.Linear(2 * channels, channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer; see the class."""
-        return x + self.layers(x)
-
-
 class FusedFeatureGenerator(nn.Module):
     """G_m: one modality's features, beside the same less their speaker's mean, to fused features.
 
-    Fused features have two parts. The shared one is what the discriminators see, the same space for all modalities; it
-    is few channels wide, so that narrow modalities can fill it. The own one is a random semi-orthogonal projection of
-    the features: it keeps what is the modality's alone, in as many channels for every modality, and stage 1 leaves it
-    as it is::
-
-        f = [ChannelNorm(head(encode(embed(x)))), OWN_SCALE * ChannelNorm(project(x))]
-
-    A kind of generator is a class with another `encode`.
+    A linear map: what utterances tell of each other is the graph's to find, and deeper generators scored no better.
 
     Shapes:
-        x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, 0 where padded.
+        x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, normalised by
+            layer, 0 where padded.
 
     Args:
         in_channels: Width of the modality.
         fused_channels: Width of the fused features.
+        dropout: Probability, between 0 and 1.
         causal: Whether a speaker's mean is that of the turns so far.
-        shared_channels: How many of them are shared.
-        hidden: Width of the encoder.
     """
 
-    OWN_SCALE = 0.3  # small, so that the shared part has a say in the cosine of two fused features
+    def __init__(self, in_channels: int, fused_channels: int, dropout: float = 0.4, causal: bool = False):
+        super().__init__()
+        self.causal = causal
+        self.embed = nn.Linear(2 * in_channels, fused_channels)
+        self.norm = nn.LayerNorm(fused_channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """Fused features of the modality; see the class."""
+        x = torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1)[mask]
+        return padded(self.norm(self.dropout(self.embed(x))), mask)
+
+
+class TransformerGenerator(nn.Module):
+    """G_m as the reference has it: a transformer encoder over the dialogue's utterances (arXiv 1706.03762).
+
+    Shapes:
+        As `FusedFeatureGenerator`.
+
+    Args:
+        in_channels: Width of the modality.
+        fused_channels: Width of the fused features; a multiple of `heads`.
+        dropout: Probability, between 0 and 1.
+        layers: How many encoder layers.
+        heads: Of the attention.
+        causal: Whether an utterance attends to nothing after it, and a speaker's mean is that of the turns so far.
+    """
 
     def __init__(
         self,
         in_channels: int,
         fused_channels: int,
+        dropout: float = 0.4,
+        layers: int = 2,
+        heads: int = 2,
         causal: bool = False,
-        shared_channels: int = SHARED_CHANNELS,
-        hidden: int = 256,
     ):
         super().__init__()
-        self.causal = causal
-        self.embed = nn.Linear(2 * in_channels, hidden)
-        self.head = nn.Linear(hidden, shared_channels)
-        self.project = nn.Linear(2 * in_channels, fused_channels - shared_channels, bias=False)
-        nn.init.orthogonal_(self.project.weight)
-        self.norm_shared = ChannelNorm(shared_channels)
-        self.norm_own = ChannelNorm(fused_channels - shared_channels)
-        self.build(hidden)
-
-    def build(self, hidden: int) -> None:
-        """Make the layers of `encode`."""
-        self.layers = nn.Sequential(FeedForward(hidden), FeedForward(hidden))
-
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The utterances ``[N, hidden]`` encoded; the feed-forward kind reads each alone."""
-        return self.layers(x)
-
-    def parts(self, x: Tensor, mask: Tensor, speakers: Tensor) -> tuple[Tensor, Tensor]:
-        """Shared and own channels of the real utterances before they are normalised, ``[N, …]`` each."""
-        x = torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1)[mask]
-        return self.head(self.encode(self.embed(x), mask)), self.project(x)
+        self.heads, self.causal = heads, causal
+        self.embed = nn.Linear(2 * in_channels, fused_channels)
+        layer = nn.TransformerEncoderLayer(
+            fused_channels, heads, 2 * fused_channels, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(fused_channels)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        return padded(self.join(*self.parts(x, mask, speakers)), mask)
-
-    def join(self, shared: Tensor, own: Tensor) -> Tensor:
-        """Fused features of the two parts, normalised, ``[…, fused_channels]``."""
-        return torch.cat([self.norm_shared(shared), self.OWN_SCALE * self.norm_own(own)], dim=-1)
-
-
-class LinearGenerator(FusedFeatureGenerator):
-    """G_m as a linear map."""
-
-    def build(self, hidden: int) -> None:
-        """There are no layers."""
-
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The utterances as they are."""
-        return x
-
-
-class TransformerGenerator(FusedFeatureGenerator):
-    """G_m as the reference has it: a transformer encoder over the dialogue's utterances (arXiv 1706.03762).
-
-    Two layers; causal ones attend to nothing ahead.
-    """
-
-    HEADS, LAYERS = 2, 2
-
-    def build(self, hidden: int) -> None:
-        """Make the encoder's layers."""
-        layer = nn.TransformerEncoderLayer(
-            hidden, self.HEADS, 2 * hidden, 0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, self.LAYERS, enable_nested_tensor=False)
-
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The utterances, each as its dialogue has it."""
-        x = padded(x, mask)
+        x = self.embed(torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1))
         x = x + sinusoids(x.shape[1], x.shape[2], x.device)
         if self.causal:
-            return self.encoder(x, mask=~past(mask).repeat_interleave(self.HEADS, 0))[mask]
+            blocked = ~past(mask).repeat_interleave(self.heads, 0)
+            return padded(self.norm(self.encoder(x, mask=blocked))[mask], mask)
         # A dialogue that lacks the modality throughout attends to its padding, or softmax would be of nothing.
         padding = ~mask & mask.any(1, keepdim=True)
-        return self.encoder(x, src_key_padding_mask=padding)[mask]
+        return padded(self.norm(self.encoder(x, src_key_padding_mask=padding))[mask], mask)
 
 
 def past(mask: Tensor) -> Tensor:
@@ -364,19 +282,18 @@ def sinusoids(length: int, channels: int, device: torch.device) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :channels]
 
 
-# A generator by its name on the command line: a constructor of (in_channels, fused_channels).
-GENERATORS: dict[str, Callable[..., nn.Module]] = {
-    "feed-forward": FusedFeatureGenerator,
-    "linear": LinearGenerator,
+# A generator by its name on the command line: a constructor of (in_channels, fused_channels, dropout).
+GENERATORS: dict[str, Callable[[int, int, float], nn.Module]] = {
+    "linear": FusedFeatureGenerator,
     "transformer": TransformerGenerator,
 }
 
 
 class ModalityDiscriminator(nn.Module):
-    """D_k: are these the shared channels of modality k's fused features, or of another modality's?
+    """D_k: are these the real features of modality k, or another modality's fused features?
 
     Shapes:
-        x: ``[N, channels]``; result: one logit each, ``[N]``, high for modality k.
+        x: ``[N, channels]``; result: one logit each, ``[N]``, high for real.
     """
 
     def __init__(self, channels: int, hidden: int = 64):
@@ -395,67 +312,59 @@ class ModalityDiscriminator(nn.Module):
 
 
 class AdversarialFusion(nn.Module):
-    """Three generators against three discriminators: every modality's fused features try to pass for the others'.
+    """Three generators against three discriminators: every modality's fused features try to pass for the others.
 
-    One generator and one discriminator a modality, for any number of modalities. Both sides of every game are fused
-    features, in one space that all generators shape (after ARGF, arXiv 1911.07848): D_k tells the shared channels s_k
-    of modality k from the s_m of every other modality m, six ordered pairs (m, k) for three modalities. The game is the
+    One generator and one discriminator a modality, for any number of modalities. Generator m is trained against the
+    discriminator of every other modality k: six ordered pairs (m, k) for three modalities. The game is the
     regularised relativistic one of R3GAN (arXiv 2501.05441, equations 2 and 5), over real utterances only::
 
-        D_k minimises  E softplus(D_k(s_m) - D_k(s_k)) + gamma/2 (E |grad D_k(s_k)|^2 + E |grad D_k(s_m)|^2)
-        G_m minimises  10 E softplus(D_k(s_k) - D_k(s_m))   adversarial; s_k rests
-                     +  3 InfoNCE(s_m, s_k)                 contrastive: its own utterance, among all of the dialogue
-                     + 30 E (sort(s_m P) - sort(s_k P))^2   wasserstein: sliced, over random directions P
-                     +  1 smooth L1(translate(s_m), x_k)    translation
-                     +  1 smooth L1(decode(f_m), x_m)       reconstruction
+        D_k minimises  E softplus(D_k(f_m) - D_k(x_k)) + gamma/2 (E |grad D_k(x_k)|^2 + E |grad D_k(f_m)|^2)
+        G_m minimises  E softplus(D_k(x_k) - D_k(f_m)) + matching + reconstruction
 
-    The first and the third make modalities alike as a whole, the second and the fourth utterance by utterance, and the
-    last keeps the features. Sources: InfoNCE, arXiv 1807.03748; sliced Wasserstein distance, 1804.01947.
+    The utterance is the same on both sides, so that the pairing of the modalities takes part. Two terms tie f_m to
+    its utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features; and a linear
+    reconstruction of x_m from f_m, as in ARGF (arXiv 1911.07848).
 
-    The reference's losses, for comparison, are binary cross entropy without penalties and nothing else::
+    The reference's losses, for comparison, are binary cross entropy without penalties::
 
-        D_k minimises  E softplus(-D_k(s_k)) + E softplus(D_k(s_m))
-        G_m minimises  E softplus(-D_k(s_m))
+        D_k minimises  E softplus(-D_k(x_k)) + E softplus(D_k(f_m))
+        G_m minimises  E softplus(-D_k(f_m))
+
+    Real features are brought to the fused width by a fixed random semi-orthogonal map, which keeps their geometry and
+    which nothing trains.
 
     Args:
         dims: Modality to width.
-        fused_channels: Width of the fused features, above `SHARED_CHANNELS`.
-        generator: Makes a generator of a modality's width and the fused width; one of `GENERATORS`.
+        fused_channels: Width of the fused features.
+        dropout: Of the generators.
+        generator: Makes a generator of a modality's width, the fused width and the dropout; one of `GENERATORS`.
         relativistic: Whether the adversarial loss is R3GAN's or the reference's.
         context: Whether generators may read around an utterance; else each is a dialogue of its own to them.
     """
-
-    WEIGHTS: ClassVar = {"adversarial": 10.0, "contrastive": 3.0, "wasserstein": 30.0, "translation": 1.0}
-    TEMPERATURE = 0.2  # of the cosines in InfoNCE
-    SLICES = 64  # random directions
 
     def __init__(
         self,
         dims: Mapping[str, int],
         fused_channels: int = 256,
-        generator: Callable[[int, int], nn.Module] = FusedFeatureGenerator,
+        dropout: float = 0.4,
+        generator: Callable[[int, int, float], nn.Module] = FusedFeatureGenerator,
         relativistic: bool = True,
         context: bool = True,
     ):
         super().__init__()
         self.relativistic = relativistic
         self.context = context
-        self.fused_channels = fused_channels
-        self.generators = nn.ModuleDict({m: generator(d, fused_channels) for m, d in dims.items()})
-        self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(SHARED_CHANNELS) for m in dims})
+        self.generators = nn.ModuleDict({m: generator(d, fused_channels, dropout) for m, d in dims.items()})
+        self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
         self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
-        self.translators = nn.ModuleDict({m: nn.Linear(SHARED_CHANNELS, d) for m, d in dims.items()})
+        self.fused_channels = fused_channels
+        for m, d in dims.items():
+            self.register_buffer(f"bring_{m}", nn.init.orthogonal_(torch.empty(d, fused_channels)))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """All (generator, discriminator) pairs: ordered, of different modalities."""
         return list(permutations(self.generators, 2))
-
-    @property
-    def generating(self) -> list[nn.Parameter]:
-        """What stage 1 trains against the discriminators; the projections of the own channels rest."""
-        every = nn.ModuleList([self.generators, self.decoders, self.translators]).named_parameters()
-        return [p for name, p in every if ".project." not in name]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Fused features of each modality, ``[B, T, fused_channels]``; they mean nothing where it is missing."""
@@ -464,30 +373,6 @@ class AdversarialFusion(nn.Module):
         alone = batch.isolated()
         fused = {m: g(alone.features[m], alone.has(m), alone.speakers) for m, g in self.generators.items()}
         return {m: padded(f.squeeze(1), batch.mask) for m, f in fused.items()}
-
-    @torch.no_grad()
-    def settle(self, loader: Iterable[Batch]) -> None:
-        """Fix every `ChannelNorm` at its statistics over all utterances of these batches: the training ones."""
-        parts: dict[str, list[tuple[Tensor, Tensor]]] = {m: [] for m in self.generators}
-        for batch in loader:
-            seen = batch if self.context else batch.isolated()
-            for m, g in self.generators.items():
-                parts[m].append(g.parts(seen.features[m], seen.has(m), seen.speakers))
-        for m, g in self.generators.items():
-            shared, own = (torch.cat(each) for each in zip(*parts[m], strict=True))
-            g.norm_shared.settle(shared)
-            g.norm_own.settle(own)
-
-    def unsettle(self) -> None:
-        """Let every `ChannelNorm` follow its batches again."""
-        for module in self.modules():
-            if isinstance(module, ChannelNorm):
-                module.settled.fill_(False)
-
-    @property
-    def settled(self) -> bool:
-        """Whether `settle` has been called, here or in the run that the weights are from."""
-        return all(bool(g.norm_own.settled) for g in self.generators.values())
 
     @property
     def even_losses(self) -> tuple[float, float]:
@@ -498,103 +383,79 @@ class AdversarialFusion(nn.Module):
         """Weights of the generators' losses, by name: whatever is here is trained, logged and drawn.
 
         Args:
-            weight: Multiplies all that ties modalities to each other; reconstruction keeps its own.
+            weight: Of the adversarial loss and of matching, beside reconstruction.
         """
         if not self.relativistic:
-            return {"adversarial": weight * self.WEIGHTS["adversarial"]}
-        return {**{name: weight * w for name, w in self.WEIGHTS.items()}, "reconstruction": 1.0}
+            return {"adversarial": weight}
+        return {"adversarial": weight, "matching": weight, "reconstruction": 1.0}
 
-    def shared(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The shared channels of the real utterances, ``[N, SHARED_CHANNELS]`` each."""
-        return {m: f[batch.mask][:, :SHARED_CHANNELS] for m, f in fused.items()}
+    def real(self, batch: Batch) -> dict[str, Tensor]:
+        """Real features of each modality, brought to the fused width and normalised like the fused, ``[N, d]``.
+
+        Of a missing modality they mean nothing; `having` leaves them out.
+        """
+        return {
+            m: F.layer_norm(batch.features[m][batch.mask] @ self.get_buffer(f"bring_{m}"), (self.fused_channels,))
+            for m in self.generators
+        }
 
     def discriminator_losses(self, batch: Batch, fused: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
-        """Loss of each discriminator, the mean over the other modalities' generators; no generator gets a gradient.
+        """Loss of each discriminator, the mean over the other modalities' generators, which get no gradient.
 
         Args:
-            batch: Which utterances there are.
-            fused: What `forward` made of the same utterances.
+            batch: Where the real features are.
+            fused: What `forward` made of the same batch.
             gamma: Weight of the gradient penalties R1 and R2, which only the relativistic game has.
         """
-        shared = self.shared(batch, fused)
+        real = self.real(batch)
         losses: dict[str, list[Tensor]] = {k: [] for k in self.generators}
         for m, k in self.pairs:
-            own, other = (having(shared[i], batch, m, k).detach().clone().requires_grad_() for i in (k, m))
-            on_own, on_other = self.discriminators[k](own), self.discriminators[k](other)
+            x = having(real[k], batch, m, k).detach().requires_grad_()
+            f = having(fused[m][batch.mask], batch, m, k).detach().requires_grad_()
+            on_real, on_fake = self.discriminators[k](x), self.discriminators[k](f)
             if not self.relativistic:
-                losses[k].append(mean(F.softplus(-on_own)) + mean(F.softplus(on_other)))
+                losses[k].append(mean(F.softplus(-on_real)) + mean(F.softplus(on_fake)))
                 continue
             penalty = sum(
                 mean(torch.autograd.grad(logits.sum(), at, create_graph=True)[0].square().sum(-1))
-                for logits, at in ((on_own, own), (on_other, other))
+                for logits, at in ((on_real, x), (on_fake, f))
             )
-            losses[k].append(mean(F.softplus(on_other - on_own)) + gamma / 2 * penalty)
+            losses[k].append(mean(F.softplus(on_fake - on_real)) + gamma / 2 * penalty)
         return {k: torch.stack(each).mean() for k, each in losses.items()}
 
     def generator_losses(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Losses of each generator, by modality and by the names that `loss_weights` has.
 
-        A loss called ``NAME`` is the method ``NAME_loss(m, batch, fused)``. Those between two modalities are over the
-        utterances that have both, and the mean over the other modalities.
-
         Args:
-            batch: Where the clean features are.
-            fused: What `forward` made of the same utterances.
+            batch: Where the real features are.
+            fused: What `forward` made of the same batch.
         """
-        names = self.loss_weights(1.0)
-        return {m: {name: getattr(self, f"{name}_loss")(m, batch, fused) for name in names} for m in self.generators}
+        real = self.real(batch)
+        return {
+            m: {name: getattr(self, f"{name}_loss")(m, batch, fused, real) for name in self.loss_weights(1.0)}
+            for m in self.generators
+        }
 
-    def over_others(self, m: str, loss: Callable[[str], Tensor]) -> Tensor:
-        """The mean of a loss over the modalities other than m."""
-        return torch.stack([loss(k) for k in self.generators if k != m]).mean()
+    def adversarial_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """How badly f_m passes for the other modalities, the mean over their discriminators."""
+        losses = []
+        for k in self.generators:
+            if k != m:
+                f, x = having(fused[m][batch.mask], batch, m, k), having(real[k], batch, m, k)
+                on_real = self.discriminators[k](x).detach() if self.relativistic else 0
+                losses.append(mean(F.softplus(on_real - self.discriminators[k](f))))
+        return torch.stack(losses).mean()
 
-    def adversarial_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
-        """How badly s_m passes for the other modalities."""
-        shared = self.shared(batch, fused)
+    def matching_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
+        """One less the cosine of f_m and the paired real features, the mean over the other modalities."""
+        pairs = [
+            (having(fused[m][batch.mask], batch, m, k), having(real[k], batch, m, k)) for k in self.generators if k != m
+        ]
+        return torch.stack([1 - mean(F.cosine_similarity(f, x, dim=-1)) for f, x in pairs]).mean()
 
-        def against(k: str) -> Tensor:
-            own, other = (having(shared[i], batch, m, k) for i in (k, m))
-            on_own = self.discriminators[k](own).detach() if self.relativistic else 0
-            return mean(F.softplus(on_own - self.discriminators[k](other)))
-
-        return self.over_others(m, against)
-
-    def contrastive_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
-        """InfoNCE: how badly s_m finds its own utterance's s_k among those of the dialogue."""
-        turns = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape)
-        sphere = {k: F.normalize(f[..., :SHARED_CHANNELS], dim=-1) for k, f in fused.items()}
-
-        def among(k: str) -> Tensor:
-            both = batch.has(m) & batch.has(k)
-            logits = sphere[m] @ sphere[k].transpose(1, 2) / self.TEMPERATURE
-            logits = logits.masked_fill(~both.unsqueeze(1), -1e4)
-            return mean(F.cross_entropy(logits[both], turns[both], reduction="none"))
-
-        return self.over_others(m, among)
-
-    def wasserstein_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
-        """How far s_m as a whole lies from the other modalities: squared Wasserstein distance over random slices."""
-        shared = self.shared(batch, fused)
-        slices = F.normalize(torch.randn(SHARED_CHANNELS, self.SLICES, device=batch.mask.device), dim=0)
-
-        def between(k: str) -> Tensor:
-            own, other = ((having(shared[i], batch, m, k) @ slices).sort(0).values for i in (k, m))
-            return mean((other - own).square())
-
-        return self.over_others(m, between)
-
-    def translation_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
-        """How far the other modalities' features are from what a linear map makes of s_m."""
-        shared = self.shared(batch, fused)
-
-        def into(k: str) -> Tensor:
-            x, made = batch.features[k][batch.mask], self.translators[k](shared[m])
-            x, made = having(x, batch, m, k), having(made, batch, m, k)
-            return mean(F.smooth_l1_loss(made, x, reduction="none"))
-
-        return self.over_others(m, into)
-
-    def reconstruction_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
+    def reconstruction_loss(
+        self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]
+    ) -> Tensor:
         """How far x_m is from what a linear map makes of f_m."""
         f, x = fused[m][batch.mask], batch.features[m][batch.mask]
         rebuilt, given = having(self.decoders[m](f), batch, m), having(x, batch, m)
@@ -753,7 +614,7 @@ class GANFFN(nn.Module):
         fusion: The generators; its discriminators rest.
         classifier: The last layers, as wide as the fused features.
         speaker_layers: Depth of each modality's `SpeakerEncoder`; 0 leaves them out.
-        dropout: Of the fused features and of these encoders.
+        dropout: Of these encoders.
         causal: Whether they read nothing ahead; fusion and classifier say so for themselves.
     """
 
@@ -769,7 +630,6 @@ class GANFFN(nn.Module):
         self.fusion = fusion
         self.classifier = classifier
         self.edges = any(classifier.window)
-        self.dropout = nn.Dropout(dropout)
         self.speaker_encoders = nn.ModuleDict(
             {
                 m: SpeakerEncoder(fusion.fused_channels, speaker_layers, dropout, causal)
@@ -795,7 +655,7 @@ class GANFFN(nn.Module):
 
     def nodes(self, batch: Batch) -> Tensor:
         """All modalities of each utterance as one, ``[B, T, fused_channels]``."""
-        fused = {m: self.dropout(f) for m, f in self.fusion(batch).items()}
+        fused = self.fusion(batch)
         nodes = {
             m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.speaker_encoders.items()
         } or fused

@@ -77,7 +77,6 @@ REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # the same in the reference implementati
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
-WARM_UP = 0.1  # part of stage 1 in which its learning rate rises
 
 # The method ----------------------------------------------------------------------------------------------------------
 
@@ -122,50 +121,34 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
 def train_adversarial_fusion(
     fusion: AdversarialFusion, dialogues: Sequence[Dialogue], run: Run, settings: Settings
 ) -> None:
-    """Stage 1: every modality's fused features learn to pass for the other modalities'.
+    """Stage 1: every modality's fused features learn to pass for the other modalities.
 
     No label is looked at. At the end the generators are the exponential moving average of themselves over the steps
     (arXiv 1806.04498).
     """
-    device, epochs, trained_run = settings.run.device, settings.fusion.epochs, settings.fusion.trained_run
+    epochs = settings.fusion.epochs
     if len(fusion.generators) < 2:
         say("One modality: there is nothing to fuse, so stage 1 is skipped.")
-        epochs = 0
-    elif trained_run:
-        load_weights(fusion, fusion_weights(Path(trained_run)))
+        return
+    if settings.fusion.trained_run:
+        load_weights(fusion, fusion_weights(Path(settings.fusion.trained_run)))
         epochs = settings.fusion.more_epochs
-    if epochs:
-        train_generators(fusion, dialogues, epochs, run, settings)
-    if not fusion.settled:
-        fusion.settle(batch.to(device) for batch in batches(dialogues, settings.run.batch_size))
-
-
-def train_generators(
-    fusion: AdversarialFusion, dialogues: Sequence[Dialogue], epochs: int, run: Run, settings: Settings
-) -> None:
-    """Generators against discriminators, on clean features: noise makes the game look even while it is not."""
-    fusion.unsettle()
     seed_everything(stream(settings.run.seed, "stage 1"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 1"))
     loader = batches(dialogues, settings.run.batch_size, shuffle)
     weights = fusion.loss_weights(settings.fusion.weight)
     average = average_weights(fusion.generators, EMA_DECAY)
-    lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
-    generator_optimizer = torch.optim.AdamW(fusion.generating, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        generator_optimizer, lr, total_steps=epochs * len(loader), pct_start=WARM_UP, cycle_momentum=False
+    generating = nn.ModuleList([fusion.generators, fusion.decoders])
+    generator_optimizer = torch.optim.AdamW(
+        generating.parameters(), lr=settings.fusion.lr, weight_decay=settings.classifier.weight_decay
     )
     ratio = DISCRIMINATOR_LR_RATIO if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
-    # Little momentum and no decay, as R3GAN's discriminators.
-    discriminator_optimizer = torch.optim.AdamW(
-        fusion.discriminators.parameters(), lr=ratio * lr, betas=(0.5, 0.99), weight_decay=0
-    )
+    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * settings.fusion.lr)
     parts = {
         "fusion": fusion,
         "average": average,
         "generator_optimizer": generator_optimizer,
         "discriminator_optimizer": discriminator_optimizer,
-        "schedule": schedule,
         "shuffle": shuffle,
     }
     done = run.restore("adversarial", parts)
@@ -174,13 +157,14 @@ def train_generators(
         fusion.train()
         losses = []
         for step, batch in enumerate(loader, 1):
-            batch = batch.augment(**{**asdict(settings.augmentation), "noise": 0}).to(settings.run.device)
+            seen = batch.augment(**asdict(settings.augmentation)).to(settings.run.device)
+            # Generators read what is augmented; what they are compared with is clean.
+            real = replace(seen, features=batch.to(settings.run.device).features)
             where = f"epoch {epoch} of stage 1, step {step}"
 
             discriminator_losses, generator_losses = adversarial_step(
-                fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, where
+                fusion, real, fusion(seen), weights, discriminator_optimizer, generator_optimizer, where
             )
-            schedule.step()
             average.update_parameters(fusion.generators)
 
             losses.append(
@@ -193,15 +177,21 @@ def train_generators(
                     for m, terms in generator_losses.items()
                 }
                 | {"D_gradient_norm": utils.gradient_norm(fusion.discriminators.parameters())}
-                | {"G_gradient_norm": utils.gradient_norm(fusion.generating)}
+                | {"G_gradient_norm": utils.gradient_norm(generating.parameters())}
             )
             run.stop_here(where)
         finite_weights(fusion, where)
         means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
-        means |= discriminators_right(fusion, batch) | {"learning_rate": schedule.get_last_lr()[0]}
+        means |= discriminators_right(fusion, real) | {"learning_rate": settings.fusion.lr}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
-    fusion.generators.load_state_dict(average.module.state_dict())
+    if epochs:
+        fusion.generators.load_state_dict(average.module.state_dict())
+
+
+def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
+    """Adam with little momentum and no decay, as R3GAN's discriminators have it."""
+    return torch.optim.AdamW(fusion.discriminators.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0)
 
 
 def adversarial_step(
@@ -221,7 +211,7 @@ def adversarial_step(
     Raises:
         TrainingError: If a loss or a gradient is not finite.
     """
-    # Discriminators: tell a modality's fused features from the others'.
+    # Discriminators: tell the real features of a modality from the fused features of the others.
     discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
     discriminator_optimizer.zero_grad()
     finite(sum(discriminator_losses.values()), where).backward()
@@ -257,9 +247,8 @@ def train_classifier(
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = average_weights(network, EMA_DECAY)
-    # Shared channels stay as stage 1 has made them; so do discriminators and decoders.
-    learning = [*nn.ModuleList([network.speaker_encoders, network.classifier]).parameters()]
-    learning += [generator.project.weight for generator in network.fusion.generators.values()]
+    # Discriminators and decoders rest: they keep old gradients, and decay would move them.
+    learning = [*nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()]
     optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, flags.lr, total_steps=flags.epochs * len(loader), cycle_momentum=False

@@ -22,7 +22,7 @@ from dataloader import MODALITIES
 from experiment.console import mute
 from experiment.prediction import Member, Model
 from files import InputError, printable
-from model import GANFFN, FusedFeatureGenerator, LinearGenerator, SpeakerLayer
+from model import GANFFN, FusedFeatureGenerator, SpeakerLayer
 
 LONGEST_LINE = 2**19  # bytes; 25,000 numbers of 20 digits
 LONGEST_NAME = 500  # characters of a dialogue's or a speaker's name
@@ -92,9 +92,7 @@ class DialogueState:
         total, count = total + x, count + 1
         after.append(lambda: self.sums.__setitem__((m, speaker), (total, count)))
         relative = x - (total / count).to(x.dtype)
-        turn = torch.cat([x, relative]).unsqueeze(0)
-        encoded = generator.encode(generator.embed(turn), torch.ones(1, 1, dtype=torch.bool, device=x.device))
-        return generator.join(generator.head(encoded), generator.project(turn)).squeeze(0)
+        return generator.norm(generator.embed(torch.cat([x, relative])))
 
     def _speaker_layer(
         self, layer: SpeakerLayer, at: tuple[str, int], x: Tensor, speaker: int, after: list[Callable[[], None]]
@@ -176,7 +174,7 @@ class Stream:
             raise InputError(f"{model.directory}: --stream: the run hears what comes after an utterance; {train}")
         for network in (member.network for member in model.members):
             for generator in network.fusion.generators.values():
-                if type(generator) not in (FusedFeatureGenerator, LinearGenerator):
+                if type(generator) is not FusedFeatureGenerator:
                     raise InputError(
                         f"{model.directory}: --stream: --generator {fusion.generator} reads all of a dialogue at each "
                         f"turn, which takes ever longer; {train}, with --generator linear"

@@ -30,6 +30,7 @@ def build_network(shape: Mapping[str, Any], fusion: FusionSettings, classifier: 
         AdversarialFusion(
             shape["dims"],
             fusion.channels,
+            fusion.dropout,
             generator=partial(generator, causal=True) if causal else generator,
             relativistic=fusion.loss == "relativistic",
             context=bool(classifier.window_past or window_future),
