@@ -44,6 +44,7 @@ from experiment.console import announce, leave, say
 from experiment.evaluation import best_epoch, evaluate, fused_corpus, report
 from experiment.flags import Command, parse_args
 from experiment.fusion_quality import quality_of_run
+from experiment.look import leave_a_look
 from experiment.plan import out_of_fold, plan, train_plan
 from experiment.rescoring import rescore
 from experiment.run import Run
@@ -55,6 +56,7 @@ from experiment.run_directory import (
     write_config,
 )
 from experiment.settings import Settings, from_json
+from experiment.tensorboard import WATCHED, discriminators_right
 from experiment.trained import (
     build_network,
     fusion_weights,
@@ -90,11 +92,7 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
     run = Run(directory, tensorboard=settings.run.tensorboard, checkpoint_every=settings.run.checkpoint_every)
     save_tensors(standardiser_file(directory), standardise.tensors())
-    splits = {split: len(ids) for split, ids in corpus.splits.items()}
-    parameters = sum(p.numel() for p in network.parameters())
-    if corpus.most_speakers > corpus.num_speakers:
-        say(f"Speakers of a dialogue from the {corpus.num_speakers}th on count as one, and share their edge types.")
-    announce(Path(corpus.name).name, splits, corpus.dims, parameters, settings.run.device, str(directory))
+    announce(corpus, network, settings.run.device, directory)
 
     interrupted, held_out = None, []
     try:
@@ -102,23 +100,23 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
             if not run.reached("classifier"):
                 train_adversarial_fusion(network.fusion, data["train"], run, settings)
                 save_tensors(fusion_weights(directory), network.fusion.state_dict())
-            train_classifier(network, data, run, settings)
+            train_classifier(network, data, run, settings, corpus.label_names)
         if settings.run.calibrate:
             held_out = out_of_fold(settings, corpus, directory, run_seed)
     except InterruptedRunError as stop:
         interrupted = str(stop)
-    fused = run.history["classifier"] and (settings.fusion.epochs or settings.fusion.trained_run)
-    return report(
+    figures = report(
         network,
         data,
         corpus.label_names,
         run,
         best_on_test=settings.run.report_best_test,
-        pictures=settings.run.pictures,
         interrupted=interrupted,
-        fusion=quality_of_run(network.fusion, directory, data) if fused else None,
+        fusion=quality_of_run(network.fusion, settings.fusion, run, data),
         out_of_fold=held_out,
     )
+    leave_a_look(directory, settings.run, network=network, dialogues=data["test"])
+    return figures
 
 
 def train_adversarial_fusion(
@@ -145,7 +143,7 @@ def train_adversarial_fusion(
 def train_generators(
     fusion: AdversarialFusion, dialogues: Sequence[Dialogue], epochs: int, run: Run, settings: Settings
 ) -> None:
-    """Generators against discriminators, on clean features: noise would make the game look even while it is not."""
+    """Generators against discriminators, on clean features: noise makes the game look even while it is not."""
     fusion.unsettle()
     seed_everything(stream(settings.run.seed, "stage 1"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 1"))
@@ -194,10 +192,13 @@ def train_generators(
                     if name != "adversarial"
                     for m, terms in generator_losses.items()
                 }
+                | {"D_gradient_norm": utils.gradient_norm(fusion.discriminators.parameters())}
+                | {"G_gradient_norm": utils.gradient_norm(fusion.generating)}
             )
             run.stop_here(where)
         finite_weights(fusion, where)
         means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
+        means |= discriminators_right(fusion, batch) | {"learning_rate": schedule.get_last_lr()[0]}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
     fusion.generators.load_state_dict(average.module.state_dict())
@@ -237,7 +238,13 @@ def adversarial_step(
     return discriminator_losses, generator_losses
 
 
-def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], run: Run, settings: Settings) -> None:
+def train_classifier(
+    network: GANFFN,
+    data: Mapping[str, Sequence[Dialogue]],
+    run: Run,
+    settings: Settings,
+    label_names: Sequence[str] = (),
+) -> None:
     """Stage 2: generators and graph classifier learn the emotions together.
 
     What is kept is an exponential moving average of the weights over the steps: that of the last epoch, where the
@@ -261,7 +268,7 @@ def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], ru
     for epoch in run.epochs("stage 2", done, flags.epochs):
         started = time.perf_counter()
         network.train()
-        losses, labels, probabilities = [], [], []
+        losses, norms, labels, probabilities = [], [], [], []
         for step, batch in enumerate(loader, 1):
             batch = batch.augment(**asdict(settings.augmentation)).to(device)
             where = f"epoch {epoch} of stage 2, step {step}"
@@ -272,11 +279,12 @@ def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], ru
             loss = emotion_loss(adjusted[batch.mask], batch.labels[batch.mask], weight, flags.focal)
             optimizer.zero_grad()
             finite(loss, where).backward()
-            finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
+            norm = finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
             losses.append(loss.item())
+            norms.append(norm.item())
             labels.append(batch.labels[batch.mask].cpu())
             probabilities.append(logits.detach()[batch.mask].softmax(-1).cpu())
             run.stop_here(where)
@@ -287,11 +295,15 @@ def train_classifier(network: GANFFN, data: Mapping[str, Sequence[Dialogue]], ru
             if split in data:
                 scored = evaluate(average.module, data[split])
                 row |= {f"{split}_loss": utils.loss(*scored), f"{split}_weighted_f1": utils.weighted_f1(*scored)}
+                row |= {
+                    f"{split}_f1_{name}": f1 for name, f1 in utils.per_class_f1(*scored, label_names[:WATCHED]).items()
+                }
                 finite(torch.tensor(row[f"{split}_loss"]), f"{where}, on {split}")
         # Without validation nothing else looks at what the averaged weights say before they are kept.
         finite(torch.from_numpy(evaluate(average.module, data["train"][:1])[1]).sum(), where, "output")
         if best_epoch([*run.history["classifier"], row]) == epoch:
             run.keep(average.module.state_dict())
+        row |= {"gradient_norm": float(np.mean(norms)), "learning_rate": schedule.get_last_lr()[0]}
         run.log("classifier", {**row, "seconds": time.perf_counter() - started})
         run.save("classifier", epoch, parts)
 
@@ -382,6 +394,8 @@ def train(command: Command) -> int:
                 several = {"seeds": command.seeds, "folds": command.folds, "folds_over": command.folds_over}
                 write_config(directory, settings, corpus, several)
             figures = train_plan(runs, directory, run_seed)
+            if runs[0].name:
+                leave_a_look(directory, settings.run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped at once. {go_on}") from None
     except WriteError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,13 @@ def score(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[s
         "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
         "support": support.tolist(),
     }
+
+
+def per_class_f1(labels: np.ndarray, probabilities: np.ndarray, label_names: Sequence[str]) -> dict[str, float]:
+    """F1 of each class by name, in percent."""
+    classes = range(len(label_names))
+    f1 = f1_score(labels, probabilities.argmax(1), labels=classes, average=None, zero_division=0)
+    return {name: 100 * float(x) for name, x in zip(label_names, f1, strict=True)}
 
 
 def deviation(values: pd.Series) -> float | None:
@@ -183,6 +190,12 @@ def average_weights(module: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(averaged, current, share)
 
     return AveragedModel(module, multi_avg_fn=torch.no_grad()(update))
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> float:
+    """The norm of all gradients that weights hold."""
+    held = [p.grad for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(held)) if held else 0.0
 
 
 def finite(value: Tensor, where: str, name: str = "loss") -> Tensor:

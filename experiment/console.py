@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -15,6 +16,10 @@ import files
 from files import complain, printable
 
 EVERY = 30.0  # seconds between two lines where there is no terminal
+NOTHING_HELD_OUT = (
+    "\nNothing held out is watched while it trains: the curves are of the training dialogues themselves. --valid 0.1 "
+    "holds some out."
+)
 
 
 def say(text: str) -> None:
@@ -31,13 +36,17 @@ def say(text: str) -> None:
             complain(f"warning: {error}; the files of the run are whole")
 
 
-def announce(
-    data: str, splits: Mapping[str, int], dims: Mapping[str, int], parameters: int, device: str, out: str
-) -> None:
+def announce(corpus: Any, network: Any, device: str, directory: Path) -> None:
     """Say in a line what is about to be trained, on what and into which directory."""
-    dialogues = ", ".join(f"{count} {split}" for split, count in splits.items())
-    features = ", ".join(f"{m} {d}" for m, d in dims.items())
-    say(f"{data}: dialogues {dialogues}; features {features}; {parameters:,} parameters on {device}; into {out}")
+    dialogues = ", ".join(f"{len(ids)} {split}" for split, ids in corpus.splits.items())
+    features = ", ".join(f"{m} {d}" for m, d in corpus.dims.items())
+    parameters = sum(p.numel() for p in network.parameters())
+    if corpus.most_speakers > corpus.num_speakers:
+        say(f"Speakers of a dialogue from the {corpus.num_speakers}th on count as one, and share their edge types.")
+    say(
+        f"{Path(corpus.name).name}: dialogues {dialogues}; features {features}; {parameters:,} parameters on {device}; "
+        f"into {directory}{'' if 'valid' in corpus.splits else NOTHING_HELD_OUT}"
+    )
 
 
 lost = ""  # why standard output could not be written

@@ -86,7 +86,6 @@ def report(
     run: Run,
     *,
     best_on_test: bool,
-    pictures: bool,
     interrupted: str | None,
     fusion: Mapping[str, Any] | None = None,
     out_of_fold: Sequence[tuple[np.ndarray, np.ndarray]] = (),
@@ -99,7 +98,6 @@ def report(
         label_names: Names of the classes.
         run: The run's directory and history.
         best_on_test: Whether to show also what looking at the test split would have chosen.
-        pictures: Whether to draw them.
         interrupted: Where the run was stopped, if it was.
         fusion: How well stage 1 has fused, if it was trained.
         out_of_fold: Labels and probabilities of training dialogues under networks that had not seen them, a pair a
@@ -110,8 +108,6 @@ def report(
     """
     started = time.perf_counter()
     history = run.history["classifier"]
-    if pictures:
-        draw_curves(run, network.fusion.even_losses)
     run.close()
     if not history:
         return {"interrupted": interrupted}
@@ -120,7 +116,7 @@ def report(
     temperature = fit_calibration(network, data, out_of_fold)
     calibration.save(run.directory, temperature)
     heading = f"Interrupted at {interrupted}; this is epoch {chosen}.\n" if interrupted else ""
-    scores, text = assess(network, data, label_names, run.directory, temperature, heading=heading, pictures=pictures)
+    scores, text = assess(network, data, label_names, run.directory, temperature, heading=heading)
     on_test = {}
     if best_on_test:
         best = next(row for row in history if row["epoch"] == best_epoch(history, "test"))
@@ -172,9 +168,8 @@ def assess(
     temperature: Calibration | None = None,
     *,
     heading: str = "",
-    pictures: bool = True,
 ) -> tuple[dict[str, Any], str]:
-    """Score a network and, where a directory is given, write the report, predictions and pictures there.
+    """Score a network and, where a directory is given, write the report and predictions there.
 
     Args:
         network: In whatever mode.
@@ -183,7 +178,6 @@ def assess(
         directory: Where files go.
         temperature: Of the network.
         heading: What comes before the report.
-        pictures: Whether to draw them.
 
     Returns:
         As `assess_predictions`.
@@ -191,13 +185,8 @@ def assess(
     predictions = {split: evaluate(network, dialogues) for split, dialogues in data.items()}
     calibrated = {split: temperature(p) for split, (_, p) in predictions.items()} if temperature else None
     scores, text = assess_predictions(
-        predictions, calibrated, data, label_names, directory, temperature, heading=heading, pictures=pictures
+        predictions, calibrated, data, label_names, directory, temperature, heading=heading
     )
-    if directory and pictures:
-        from experiment import plots  # matplotlib takes a second to import
-
-        fused, labels = extract_fused(network.fusion, data["test"]), predictions["test"][0]
-        plots.plot_fused_features(fused, labels, label_names, directory / "fused_features.png")
     return scores, text
 
 
@@ -210,7 +199,6 @@ def assess_predictions(
     temperature: Calibration | None = None,
     *,
     heading: str = "",
-    pictures: bool = True,
 ) -> tuple[dict[str, Any], str]:
     """Score what one or several networks said and, where a directory is given, write it there.
 
@@ -222,7 +210,6 @@ def assess_predictions(
         directory: Where files go.
         temperature: Of the network, if it is one.
         heading: What comes before the report.
-        pictures: Whether to draw them.
 
     Returns:
         The scores of ``test`` and ``valid``, None of a validation split that there is not, ``calibration`` on test,
@@ -240,14 +227,6 @@ def assess_predictions(
             temporary.write_text(text, encoding="utf-8")
         probabilities = calibrated or {split: probability for split, (_, probability) in predictions.items()}
         write_predictions(directory / "predictions.csv", prediction_table(data, probabilities, label_names))
-    if directory and pictures:
-        from experiment import plots  # matplotlib takes a second to import
-
-        plots.plot_confusion_matrix(scores["test"]["confusion_matrix"], label_names, directory / "confusion_matrix.png")
-        known = predictions["test"][0] != IGNORE_LABEL
-        named = {"uncalibrated": predictions["test"][1]} | ({} if after is None else {"calibrated": after})
-        curves = {name: calibration.reliability(predictions["test"][0][known], p[known]) for name, p in named.items()}
-        plots.plot_reliability(curves, directory / "reliability.png")
     return scores, text
 
 
@@ -255,17 +234,6 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
     """Write a table of predictions, its probabilities with 6 decimals."""
     numbers = [name for name in table if name == "confidence" or str(name).startswith("p_")]
     write_csv(path, table.round(dict.fromkeys(numbers, 6)))
-
-
-def draw_curves(run: Run, even: tuple[float, float]) -> None:
-    """Draw the losses of stage 1, with those of an even game, and loss and F1 of stage 2, of the epochs there are."""
-    from experiment import plots  # matplotlib takes a second to import
-
-    adversarial, classifier = run.history["adversarial"], run.history["classifier"]
-    if adversarial:
-        plots.plot_adversarial_losses(adversarial, even, run.directory / "GAN_loss.png")
-    if classifier:
-        plots.plot_training_curves(classifier, best_epoch(classifier), run.directory / "training_curves.png")
 
 
 def prediction_table(

@@ -22,7 +22,15 @@ TITLES = {
     "augmentation": "augmentation of training data, in both stages",
     "run": "run",
 }
-WITH_EVALUATE = {"data.features", "data.demo", "data.missing", "data.label_names", "run.device", "run.pictures"}
+WITH_EVALUATE = {
+    "data.features",
+    "data.demo",
+    "data.missing",
+    "data.label_names",
+    "run.device",
+    "run.pictures",
+    "run.figures",
+}
 README_FLAGS = (  # those that matter most
     *("--features", "--demo", "--modalities", "--missing", "--valid"),
     *("--GAN-epochs", "--GAN-weight", "--generator"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from dataloader import Dialogue
 from experiment.evaluation import extract_fused
+from experiment.run import Run
+from experiment.settings import FusionSettings
 from experiment.trained import fusion_weights, load_weights
 from model import SHARED_CHANNELS, AdversarialFusion
 
@@ -59,22 +60,24 @@ def fusion_quality(
 
 
 def quality_of_run(
-    fusion: AdversarialFusion, directory: Path, data: Mapping[str, Sequence[Dialogue]]
+    fusion: AdversarialFusion, settings: FusionSettings, run: Run, data: Mapping[str, Sequence[Dialogue]]
 ) -> dict[str, Any] | None:
     """The quality of what stage 1 came to in a run, on the validation or else the test split.
 
     Args:
         fusion: Of the same shape; it is left as it is.
-        directory: Of the run.
+        settings: Of stage 1.
+        run: Which has finished it.
         data: Split to standardised dialogues.
 
     Returns:
-        As `fusion_quality`, and the ``split``; None where there was no stage 1.
+        As `fusion_quality`, and the ``split``; None where there was no stage 1, or nothing is to be reported.
     """
-    if len(fusion.generators) < 2:
+    trained = settings.epochs or settings.trained_run
+    if len(fusion.generators) < 2 or not trained or not run.history["classifier"]:
         return None
     stage_1 = copy.deepcopy(fusion)
-    load_weights(stage_1, fusion_weights(directory))
+    load_weights(stage_1, fusion_weights(run.directory))
     split = "valid" if "valid" in data else "test"
     return {"split": split, **fusion_quality(stage_1, data["train"], data[split])}
 

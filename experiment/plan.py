@@ -190,17 +190,15 @@ def summarise_tree(directory: Path, finished: Mapping[str, Figures]) -> Figures:
 
 
 def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, Any]:
-    """Write, draw and print mean, standard deviation (n - 1; none of a single run), interval and each run's figures.
+    """Write and print mean, standard deviation (n - 1; none of a single run), interval and each run's figures.
 
     Args:
-        directory: Where ``summary.json`` and ``spread.png`` go.
+        directory: Where ``summary.json`` goes.
         figures: Name of the run, ``seed0`` or ``foldSes01``, to its report or to the means over its folds.
 
     Returns:
         The means of ``test`` and ``valid``, each class's F1 on test among them.
     """
-    from experiment import plots  # matplotlib takes a second to import
-
     kind = next(iter(figures))[:4]
     figures = {name[4:]: each for name, each in figures.items()}
     table = {
@@ -231,7 +229,6 @@ def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, Any]
         extra[name] = utils.score(said["label"].to_numpy(), said.filter(regex="^p_").to_numpy(), class_names(said))
         summary |= extra
     write_json(directory / "summary.json", summary)
-    plots.plot_spread(dict(zip(figures, table["test"]["weighted_f1"], strict=True)), kind, directory / "spread.png")
     say(summary_text(kind, table["test"], classes, chosen if len(chosen) == len(figures) else [], extra))
     carried = {"per_class": {name: {"f1": float(column.mean())} for name, column in (classes or {}).items()}}
     means = {**means, "test": {**means["test"], **(carried if classes else {})}}

@@ -1,174 +1,316 @@
-"""The pictures of a run."""
+"""The pictures of a run, for papers and talks: each a function that returns a figure, all in one style."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from sklearn.manifold import TSNE
+from cycler import cycler
 
-from files import printable, replacing
-from utils import interval
+from experiment.insight import Insight, Map, reliability, resample
+from experiment.palette import COLOURS, colour, marker, plain
+from files import replacing
+from utils import deviation, interval
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
+from matplotlib.ticker import MaxNLocator
 
-LARGEST = 18.0  # inches of a picture that grows with what it shows
-MOST_NAMED = 40  # classes, seeds or folds whose names fit on an axis
-MOST_WRITTEN = 20  # classes whose counts are written into the matrix, or which have a place in a legend
-
-
-def drawn(text: str, limit: int = 30) -> str:
-    """Text as matplotlib may draw it: safe to show, and with no ``$`` that it would take for the start of TeX."""
-    return printable(text, limit).replace("$", r"\$")
-
-
-def _name_some(axis: plt.Axes, which: str, names: Sequence[str], **how: Any) -> None:
-    """Name the places 0, 1, … of an axis, evenly spaced ones where there are more than fit."""
-    places = range(0, len(names), -(-len(names) // MOST_NAMED))
-    getattr(axis, f"set_{which}ticks")(places, [drawn(names[i]) for i in places], **how)
-
-
-def _save_figure(figure: plt.Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
+STYLE = Path(__file__).parent / "paper.mplstyle"
+FORMATS = ("png", "pdf", "svg")
+COLUMN, PAGE = 3.5, 7.2  # widths in inches: of a column, of a page
+SHAPES = {
+    "circle": "o",
+    "square": "s",
+    "triangle": "^",
+    "diamond": "D",
+    "plus": "P",
+    "cross": "X",
+    "pentagon": "p",
+    "bar": "_",
+    "down": "v",
+}
+NAMED = 40  # classes at most that are named in a legend or on an axis
+WRITTEN = 12  # classes at most whose counts are written into the confusion matrix
+TURNS = 120  # turns at most of the dialogue that is drawn
 
 
-def plot_adversarial_losses(history: Sequence[Mapping[str, float]], even: tuple[float, float], path: Path) -> None:
-    """The losses of stage 1 by epoch, one panel each, the adversarial ones with what they are where neither side wins.
+@contextmanager
+def style() -> Iterator[None]:
+    """The style, for figures made and saved inside."""
+    cycle = cycler(color=COLOURS) + cycler(marker=[SHAPES[marker(i)] for i in range(len(COLOURS))])
+    with plt.style.context([STYLE, {"axes.prop_cycle": cycle}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph")  # a writing that the font lacks is drawn as boxes
+        yield
+
+
+def name_of(text: object, most: int = 24) -> str:
+    """A name as it is drawn; one that begins with ``_`` would be left out of legends."""
+    shown = plain(text, most) or " "
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def save(figure: plt.Figure, path: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Write a figure in each format, whole or not at all, and close it."""
+    written = []
+    try:
+        for form in formats:
+            with replacing(path.with_suffix(f".{form}")) as temporary:
+                when = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
+                figure.savefig(temporary, format=form, metadata=when)
+            written.append(path.with_suffix(f".{form}"))
+    finally:
+        plt.close(figure)
+    return written
+
+
+def _legend(axis: plt.Axes, **where: Any) -> None:
+    """A legend beside or below the data, never on them."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(**({"loc": "upper center", "bbox_to_anchor": (0.5, -0.24), "ncols": 3} | where))
+
+
+def _by_epoch(axis: plt.Axes, rows: pd.DataFrame, columns: Mapping[str, str]) -> None:
+    """Lines by epoch, whole numbers across, few enough markers to be told apart."""
+    for column, name in columns.items():
+        if column in rows:
+            axis.plot(rows.index, rows[column], label=name_of(name), markevery=max(1, len(rows) // 10))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(rows) == 1:
+        axis.set_xlim(rows.index[0] - 1, rows.index[0] + 1)
+    axis.set_xlabel("epoch")
+
+
+def adversarial_losses(history: Sequence[Mapping[str, float]], even: tuple[float, float]) -> plt.Figure:
+    """Losses of generators and discriminators by epoch, one panel each, with what they are where neither side wins.
 
     Args:
-        history: A row an epoch, its losses named ``text_G_loss``, ``text_D_loss``, and the others as in
-            ``text_matching``.
+        history: A row an epoch.
         even: The loss of a generator and of a discriminator that cannot tell, in nats.
-        path: Where the picture goes.
     """
-    curves = pd.DataFrame(history).set_index("epoch").drop(columns="seconds", errors="ignore")
-    panels: dict[str, list[str]] = {"G_loss": [], "D_loss": []}
-    for column in curves:
-        panels.setdefault(column.partition("_")[2], []).append(column)
-    titles = {"G_loss": ("Generators", even[0]), "D_loss": ("Discriminators", even[1])}
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), sharex=True, layout="constrained")
-    for axis, (kind, columns) in zip(axes, panels.items(), strict=True):
-        for column in columns:
-            axis.plot(curves.index, curves[column], marker=".", label=column.partition("_")[0])
-        if kind in titles:
-            title, level = titles[kind]
-            axis.axhline(level, color="0.6", linestyle=":", label=f"neither side wins ({level:.2f})")
-            axis.set(title=title, xlabel="epoch", ylabel="adversarial loss (nats)")
-        else:
-            axis.set(title=f"Generators: {kind.replace('_', ' ')}", xlabel="epoch", ylabel=f"{kind} loss")
-        axis.legend()
-    _save_figure(figure, path)
-
-
-def plot_training_curves(history: Sequence[Mapping[str, float]], best_epoch: int, path: Path) -> None:
-    """Loss and weighted F1 of training and, where it was scored, validation by epoch, the kept epoch marked."""
     curves = pd.DataFrame(history).set_index("epoch")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, figure_name, label in zip(axes, ("loss", "weighted_f1"), ("loss (nats)", "weighted F1 (%)"), strict=True):
-        for split in ("train", "valid"):
-            if f"{split}_{figure_name}" in curves:
-                smoothed = " (labels smoothed)" if (split, figure_name) == ("train", "loss") else ""
-                axis.plot(curves.index, curves[f"{split}_{figure_name}"], marker=".", label=split + smoothed)
-        axis.axvline(best_epoch, color="0.6", linestyle=":", label=f"kept: epoch {best_epoch}")
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.legend()
-    _save_figure(figure, path)
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), sharex=True)
+    for axis, kind, title, level in zip(axes, "GD", ("Generators", "Discriminators"), even, strict=True):
+        _by_epoch(axis, curves, {c: c.split("_")[0] for c in curves if c.endswith(f"_{kind}_loss")})
+        axis.axhline(level, color="0.4", linestyle=":", marker="", label=f"neither side wins ({level:.2f})")
+        axis.set(title=title, ylabel="adversarial loss (nats)")
+        _legend(axis, ncols=2)
+    return figure
 
 
-def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence[str], path: Path) -> None:
-    """Shares of each true class by predicted class, with the counts written in."""
+def fusion_losses(history: Sequence[Mapping[str, float]]) -> plt.Figure | None:
+    """Every loss of the generators but the adversarial one, by epoch, one panel each; None where there is no other."""
+    curves = pd.DataFrame(history).set_index("epoch").drop(columns="seconds", errors="ignore")
+    kinds = dict.fromkeys(c.partition("_")[2] for c in curves if not c.endswith(("_G_loss", "_D_loss")))
+    if not kinds:
+        return None
+    rows = -(-len(kinds) // 2)
+    figure, axes = plt.subplots(rows, min(2, len(kinds)), figsize=(PAGE, 2.8 * rows), squeeze=False)
+    for axis in axes.flat[len(kinds) :]:
+        axis.set_axis_off()
+    for axis, kind in zip(axes.flat, kinds, strict=False):
+        _by_epoch(axis, curves, {c: c.partition("_")[0] for c in curves if c.partition("_")[2] == kind})
+        axis.set(title=name_of(kind.replace("_", " ").capitalize()), ylabel="loss")
+        _legend(axis)
+    return figure
+
+
+def training_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> plt.Figure:
+    """Loss and weighted F1 by epoch of training and of what else was scored, the kept epoch marked."""
+    curves = pd.DataFrame(history).set_index("epoch")
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8))
+    for axis, kind, label in zip(axes, ("loss", "weighted_f1"), ("loss (nats)", "weighted F1 (%)"), strict=True):
+        names = {"train": "train (labels smoothed)" if kind == "loss" else "train", "valid": "valid", "test": "test"}
+        _by_epoch(axis, curves, {f"{split}_{kind}": name for split, name in names.items()})
+        axis.axvline(best_epoch, color="0.4", linestyle=":", marker="", label=f"kept: epoch {best_epoch}")
+        axis.set_ylabel(label)
+        _legend(axis, ncols=2)
+    if not {"valid_loss", "test_loss"} & set(curves):
+        figure.suptitle("Training dialogues only: nothing held out is watched", fontsize=8)
+    return figure
+
+
+def confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence[str]) -> plt.Figure:
+    """Shares of each true class by predicted class, with the counts written in where there is room."""
     counts = np.array(matrix)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-    size = min(2.5 + 0.8 * len(label_names), LARGEST)
-    figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts if len(counts) <= MOST_WRITTEN else counts[:0]):
-        shade = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, f"{shares[row, column]:.0%}\n{count}", ha="center", va="center", color=shade)
-    _name_some(axis, "x", label_names, rotation=45, ha="right")
-    _name_some(axis, "y", label_names)
-    axis.set(xlabel="predicted", ylabel="true", title="Test utterances")
-    figure.colorbar(image, label="share of the true class")
-    _save_figure(figure, path)
+    size = min(PAGE - 1, 1.4 + 0.5 * len(label_names))
+    figure, axis = plt.subplots(figsize=(size + 1, size))
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    if len(label_names) <= WRITTEN:
+        for (row, column), count in np.ndenumerate(counts):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            said = f"{shares[row, column]:.0%}\n{count}"
+            axis.text(column, row, said, ha="center", va="center", color=shade, fontsize=7)
+    step = max(1, -(-len(label_names) // NAMED))
+    at = range(0, len(label_names), step)
+    axis.set_xticks(at, [name_of(label_names[i]) for i in at], rotation=90 if step > 1 else 45, ha="right")
+    axis.set_yticks(at, [name_of(label_names[i]) for i in at])
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.grid(False)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    return figure
 
 
-def plot_spread(weighted_f1: Mapping[str, float], kind: str, path: Path) -> None:
+def per_class_f1(
+    names: Sequence[str], f1: Sequence[float], low: Sequence[float], high: Sequence[float], about: str
+) -> plt.Figure:
+    """F1 of each class with error bars.
+
+    Args:
+        names: Of the classes.
+        f1: In percent.
+        low: Lower ends of the bars.
+        high: Upper ends.
+        about: What the bars are.
+    """
+    figure, axis = plt.subplots(figsize=(COLUMN if len(names) <= 8 else PAGE, 2.6))
+    x, f1 = np.arange(len(names)), np.asarray(f1, dtype=float)
+    errors = np.clip([f1 - np.asarray(low), np.asarray(high) - f1], 0, None)
+    axis.bar(x, f1, color=[colour(i) for i in x], edgecolor="0.2", linewidth=0.5)
+    axis.errorbar(x, f1, yerr=errors, fmt="none", ecolor="0.1", elinewidth=0.9, capsize=2)
+    step = max(1, -(-len(names) // NAMED))
+    axis.set_xticks(x[::step], [name_of(n) for n in names[::step]], rotation=90 if step > 1 else 30, ha="right")
+    axis.set(ylabel="F1 (%)", ylim=(0, 100))
+    axis.set_title(about, fontsize=7)
+    return figure
+
+
+def reliability_diagram(rows: Sequence[Mapping[str, float]], error: float) -> plt.Figure:
+    """How often the answer is right by how sure it is, and how many utterances are so sure."""
+    figure, (axis, below) = plt.subplots(2, 1, figsize=(COLUMN, 3.6), sharex=True, height_ratios=(4, 1))
+    axis.plot([0, 100], [0, 100], color="0.5", linestyle=":", marker="")
+    x, y = [row["confidence"] for row in rows], [row["accuracy"] for row in rows]
+    axis.plot(x, y, label=f"calibration error {error:.1f} %")
+    axis.set(ylabel="right (%)", xlim=(0, 100), ylim=(0, 100), title=f"Expected calibration error {error:.1f} %")
+    below.bar(x, [row["count"] for row in rows], width=7, color="0.6")
+    below.set(xlabel="confidence (%)", ylabel="utterances")
+    return figure
+
+
+def feature_map(one: Map, title: str) -> plt.Figure:
+    """A map, one panel for each kind of groups that has more than one name."""
+    kinds = [kind for kind, (_, names) in one.groups.items() if kind == "emotion" or len(names) > 1]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(PAGE if len(kinds) > 1 else COLUMN + 1, 3.4), squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        group, names = one.groups[kind]
+        for i in np.unique(group):
+            label = name_of(names[i]) if i < NAMED else None
+            points = one.points[group == i]
+            axis.scatter(
+                *points.T, s=9, alpha=0.75, color=colour(i), marker=SHAPES[marker(i)], linewidths=0.4, label=label
+            )
+        axis.set(title=f"{title} by {kind}", xticks=[], yticks=[])
+        axis.grid(False)
+        _legend(axis, bbox_to_anchor=(0.5, -0.02), markerscale=1.6)
+    figure.supxlabel(textwrap.fill(one.about, 60 * len(kinds)), fontsize=5.5, color="0.35")
+    return figure
+
+
+def emotion_timeline(seen: Insight) -> plt.Figure:
+    """Emotions over a dialogue, true and predicted: the longest of at most `TURNS` turns, or the first turns of one."""
+    lengths = seen.table.groupby("dialogue", sort=False).size()
+    fitting = lengths[lengths <= TURNS]
+    name = fitting.idxmax() if len(fitting) else lengths.idxmin()
+    part = seen.table[seen.table["dialogue"] == name].iloc[:TURNS]
+    label, predicted = part["label"].to_numpy(), part["predicted"].to_numpy()
+    classes = np.unique([label, predicted])
+    rank, turns = {c: i for i, c in enumerate(classes)}, np.arange(1, len(part) + 1)
+    figure, axis = plt.subplots(figsize=(PAGE, min(6, 1.2 + 0.28 * len(classes))))
+    frame = {"marker": "s", "facecolors": "none", "edgecolors": "0.25", "linewidths": 0.8}
+    axis.scatter(turns, [rank[c] for c in label], s=34, label="true", **frame)
+    for c in np.unique(predicted):
+        at = predicted == c
+        axis.scatter(turns[at], np.full(at.sum(), rank[c]), s=11, color=colour(c), marker=SHAPES[marker(c)])
+    axis.scatter([], [], s=11, color="0.4", label="predicted")
+    wrong = turns[label != predicted]
+    axis.scatter(wrong, np.full(len(wrong), -1), s=10, marker="x", color="0.2", linewidths=0.7, label="wrong")
+    axis.set_yticks(range(len(classes)), [name_of(seen.label_names[c]) for c in classes])
+    axis.set(xlabel="turn", xlim=(0, len(part) + 1), ylim=(-1.8, len(classes) - 0.3))
+    axis.set_title(f"{plain(name)}: emotions over the dialogue")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axis, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1)
+    return figure
+
+
+def spread(weighted_f1: Mapping[str, float], kind: str) -> plt.Figure:
     """Weighted F1 of every run of one kind, with their mean and, of several, its 95 % interval.
 
     Args:
         weighted_f1: Name of the run to its weighted F1 in percent.
         kind: ``seed`` or ``fold``.
-        path: Where the picture goes.
     """
     values = pd.Series(weighted_f1)
-    figure, axis = plt.subplots(figsize=(min(2.5 + 0.6 * max(5, len(values)), LARGEST), 4), layout="constrained")
-    axis.plot(range(len(values)), values, "o", label=f"one {kind}")
-    _name_some(axis, "x", [str(name) for name in values.index])
-    axis.axhline(values.mean(), color="0.3", label=f"mean {values.mean():.2f}")
+    figure, axis = plt.subplots(figsize=(min(PAGE, 2 + 0.3 * max(5, len(values))), 2.8))
+    axis.plot([name_of(n, 12) for n in values.index], values, "o", label=f"one {kind}")
+    axis.axhline(values.mean(), color="0.3", marker="", label=f"mean {values.mean():.2f}")
     if span := interval(values):
         axis.axhspan(*span, color="0.85", label=f"95 % interval of the mean, {span[0]:.2f} to {span[1]:.2f}")
     axis.set(xlabel=kind, ylabel="weighted F1 on test (%)")
     axis.margins(0.15, 0.3)
-    axis.legend()
-    _save_figure(figure, path)
+    _legend(axis, ncols=2)
+    return figure
 
 
-def plot_fused_features(
-    fused: Mapping[str, np.ndarray], labels: np.ndarray, label_names: Sequence[str], path: Path, most: int = 500
-) -> None:
-    """A 2-D map (t-SNE) of fused features, coloured by emotion and by modality.
-
-    Args:
-        fused: Modality to fused features ``[N, d]``; rows of NaN are not drawn.
-        labels: Classes ``[N]``.
-        label_names: Names of the classes.
-        path: Where the picture goes.
-        most: No more utterances than these are drawn, evenly spaced.
-    """
-    chosen = np.linspace(0, len(labels) - 1, min(most, len(labels))).astype(int)
-    points = np.concatenate([f[chosen] for f in fused.values()])
-    there = ~np.isnan(points).any(1)
-    points = points[there]
-    if len(points) > 3:
-        perplexity = min(30, (len(points) - 1) / 3)
-        points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
-    emotion = np.tile(labels[chosen], len(fused))[there]
-    modality = np.repeat(np.arange(len(fused)), len(chosen))[there]
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
-    for axis, groups, names, title in (
-        (axes[0], emotion, label_names, "by emotion"),
-        (axes[1], modality, tuple(fused), "by modality"),
-    ):
-        shown = np.unique(groups) if len(names) > MOST_WRITTEN else range(len(names))
-        for i in shown:
-            axis.scatter(*points[groups == i, :2].T, s=8, alpha=0.7, label=drawn(names[i]))
-        axis.set(title=f"Fused features {title}", xticks=[], yticks=[])
-        if len(names) <= MOST_WRITTEN:
-            axis.legend(markerscale=2)
-    _save_figure(figure, path)
+def pictures(seen: Insight) -> dict[str, Callable[[], plt.Figure | None]]:
+    """Name of every picture that this run has to what makes it."""
+    made: dict[str, Callable[[], plt.Figure | None]] = {}
+    adversarial, classifier = seen.histories.get("adversarial"), seen.histories.get("classifier")
+    if adversarial:
+        made["GAN_loss"] = lambda: adversarial_losses(adversarial, seen.even)
+        made["fusion_losses"] = lambda: fusion_losses(adversarial)
+    if classifier:
+        kept = seen.report.get("best_epoch", classifier[-1]["epoch"])
+        made["training_curves"] = lambda: training_curves(classifier, int(kept))
+    if matrix := seen.scores.get("confusion_matrix"):
+        made["confusion_matrix"] = lambda: confusion_matrix(matrix, seen.label_names)
+        made["per_class_f1"] = lambda: _classes(seen)
+    if seen.members:
+        kind = next(iter(seen.members))[:4]
+        values = {n.replace(kind, "", 1): r["test"]["weighted_f1"] for n, r in seen.members.items()}
+        made["spread"] = lambda: spread(values, kind)
+    if len(seen.table):
+        made["reliability_diagram"] = lambda: reliability_diagram(*reliability(seen))
+        made["emotion_timeline"] = lambda: emotion_timeline(seen)
+    if seen.fused:
+        made["fused_features"] = lambda: feature_map(seen.fused, "Fused features")
+    if seen.last_layer:
+        made["last_layer"] = lambda: feature_map(seen.last_layer, "Last layer")
+    return made
 
 
-def plot_reliability(curves: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
-    """How often utterances of a confidence are right, and how many there are of it.
+def _classes(seen: Insight) -> plt.Figure:
+    """F1 of each class: the mean over runs ± standard deviation, or one run's with a bootstrap's interval."""
+    per_class = seen.scores["per_class"]
+    f1 = [row["f1"] for row in per_class.values()]
+    if len(seen.members) > 1:
+        every = [pd.Series([r["test"]["per_class"][n]["f1"] for r in seen.members.values()]) for n in per_class]
+        f1, half = [each.mean() for each in every], [deviation(each) or 0 for each in every]
+        ends = np.subtract(f1, half), np.add(f1, half)
+        return per_class_f1(list(per_class), f1, *ends, f"mean of {len(seen.members)} runs ± standard deviation")
+    if not len(seen.table) or seen.table["dialogue"].nunique() < 2:
+        return per_class_f1(list(per_class), f1, f1, f1, "no interval: too few dialogues")
+    labels, predicted = (seen.table[c].to_numpy() for c in ("label", "predicted"))
+    drawn = resample(seen.table["dialogue"], labels, predicted, len(seen.label_names)).f1
+    return per_class_f1(list(per_class), f1, *np.percentile(drawn, [2.5, 97.5], axis=0), "95 % interval over dialogues")
 
-    Args:
-        curves: Name of the probabilities to ``confidence``, ``accuracy`` and ``utterances`` by bin.
-        path: Where the picture goes.
-    """
-    figure, (above, below) = plt.subplots(2, 1, figsize=(5, 6), sharex=True, layout="constrained", height_ratios=(3, 1))
-    above.plot((0, 1), (0, 1), color="0.6", linestyle=":", label="as often as said")
-    for name, curve in curves.items():
-        some = curve["utterances"] > 0
-        above.plot(curve["confidence"][some], curve["accuracy"][some], marker="o", label=name)
-        below.step(np.arange(len(some)) / len(some), curve["utterances"], where="post", label=name)
-    above.set(ylabel="share that is right", title="Reliability, test utterances", xlim=(0, 1), ylim=(0, 1))
-    above.legend()
-    below.set(xlabel="confidence: the highest probability", ylabel="utterances")
-    _save_figure(figure, path)
+
+def draw(seen: Insight, formats: Sequence[str] = ("png",), directory: Path | None = None) -> list[Path]:
+    """Draw every picture a run has; one that fails is a line among the problems. Returns what was written."""
+    written = []
+    with style():
+        for name, make in pictures(seen).items():
+
+            def one(name: str = name, make: Callable[[], plt.Figure | None] = make) -> list[Path]:
+                figure = make()
+                return save(figure, (directory or seen.directory) / name, formats) if figure else []
+
+            written += seen.attempt(f"picture {name}", one) or []
+    return written

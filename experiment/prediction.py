@@ -321,7 +321,7 @@ def load(directory: str | Path, device: str = "auto") -> Model:
 
 
 def assess_model(
-    model: Model, data: Mapping[str, Sequence[Dialogue]], directory: Path | None, *, pictures: bool = True
+    model: Model, data: Mapping[str, Sequence[Dialogue]], directory: Path | None
 ) -> tuple[dict[str, Any], str]:
     """Score the mean of several networks and, where a directory is given, write the report and predictions there.
 
@@ -329,7 +329,6 @@ def assess_model(
         model: Of several runs.
         data: Split to dialogues, not standardised.
         directory: Where files go.
-        pictures: Whether to draw them.
 
     Returns:
         As `assess_predictions`.
@@ -342,9 +341,7 @@ def assess_model(
         {split: model.probabilities(dialogues) for split, dialogues in data.items()} if model.calibrated else None
     )
     heading = f"The mean of {len(model.members)} networks' probabilities.\n"
-    return assess_predictions(
-        predictions, calibrated, data, model.label_names, directory, heading=heading, pictures=pictures
-    )
+    return assess_predictions(predictions, calibrated, data, model.label_names, directory, heading=heading)
 
 
 def _load_one(directory: Path, config: Mapping[str, Any], device: str) -> Model:

@@ -10,6 +10,7 @@ from dataloader import Corpus
 from experiment.checks import check_memory, check_shape
 from experiment.evaluation import assess
 from experiment.flags import Command
+from experiment.look import leave_a_look
 from experiment.prediction import assess_model, load
 from experiment.run_directory import locked, prepare_directory, read_config, splits_of, write_json
 from experiment.settings import Settings
@@ -31,7 +32,7 @@ def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
         InputError: If the network cannot read the corpus, or the directory cannot be had.
     """
     directory = Path(command.evaluate)
-    config, pictures = read_config(directory), command.settings.run.pictures
+    config = read_config(directory)
     model = load(directory, settings.run.device)
     check_shape(corpus, config["corpus"], directory)
     several = len(model.members) > 1
@@ -48,18 +49,13 @@ def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
         if out:
             prepare_directory(out, corpus, resume=False, overwrite=command.overwrite)
         if several:
-            scores, text = assess_model(model, data, out, pictures=pictures)
+            scores, text = assess_model(model, data, out)
         else:
             one = model.members[0]
             standardised = {split: [one.standardise(d) for d in dialogues] for split, dialogues in data.items()}
-            scores, text = assess(
-                one.network,
-                standardised,
-                corpus.label_names,
-                out,
-                one.calibration,
-                pictures=pictures,
-            )
+            scores, text = assess(one.network, standardised, corpus.label_names, out, one.calibration)
         if out:
             write_json(out / "report.json", scores)
+            seen = {} if several else {"network": one.network, "dialogues": standardised["test"]}
+            leave_a_look(out, replace(command.settings.run, tensorboard=False), **seen)
     return text

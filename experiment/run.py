@@ -8,9 +8,8 @@ import io
 import math
 import random
 import signal
-import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.summary import scalar
 from torch import Tensor
 
 from experiment.console import Progress
 from experiment.run_directory import save_tensors, sweep, write_csv
-from files import InputError, InterruptedRunError, WriteError, complain, printable, replacing
+from experiment.tensorboard import Curves
+from files import InputError, InterruptedRunError, complain, printable, replacing
 
 MOST_STATE = 256 * 2**30  # bytes of a checkpoint; read at once
 
@@ -129,8 +126,7 @@ class Run:
             raise InputError(f"--out {directory}: cannot be written ({error.strerror}); choose another") from None
         sweep(directory)
         self.best: dict[str, Tensor] = {}
-        self._tensorboard = tensorboard
-        self._events: EventsWriter | None = None
+        self._curves = Curves(directory) if tensorboard else None
         self._checkpoint_every = checkpoint_every
         self._unwritten: dict[str, Any] | None = None
         self._progress: Progress | None = None
@@ -180,34 +176,10 @@ class Run:
         row = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
         self.history[stage].append(row)
         write_csv(self.directory / self.CURVES[stage], self.history[stage])
-        self._to_tensorboard({stage: [row]})
+        if self._curves:
+            self._curves.add({stage: [row]}, self.history)
         if self._progress:
             self._progress.show(row)
-
-    def _to_tensorboard(self, new: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Add rows, or all of the history where this process has added none yet."""
-        if not self._tensorboard or not any(self.history.values()):
-            return
-        folder = self.directory / "tensorboard"
-        try:
-            if self._events is None:
-                # After a stop the curves are written anew from the history, so that no epoch is there twice.
-                folder.mkdir(exist_ok=True)
-                for old in folder.glob("events.*"):
-                    old.unlink()
-                self._events, new = EventsWriter(str(folder / "events")), self.history
-            for stage, rows in new.items():
-                for row in rows:
-                    for name, value in row.items():
-                        if name != "epoch":
-                            summary = scalar(f"{stage}/{name}", value)
-                            event = Event(wall_time=time.time(), step=int(row["epoch"]), summary=summary)
-                            self._events.write_event(event)
-            self._events.flush()
-        except OSError as error:
-            raise WriteError(
-                f"{folder}: cannot be written ({error.strerror}); check the folder and its free space"
-            ) from None
 
     def save(self, stage: str, epoch: int, parts: Mapping[str, Any]) -> None:
         """Checkpoint after an epoch: on the disk every so many epochs, until then in memory for `flush`.
@@ -363,7 +335,6 @@ class Run:
     def close(self) -> None:
         """Bring the checkpoint and the curves up to the last epoch."""
         self.flush()
-        self._to_tensorboard({})
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        if self._curves:
+            self._curves.add({}, self.history)
+            self._curves.close()

@@ -22,7 +22,15 @@ MODALITIES = ("text", "visual", "acoustic")
 ALIASES = {"audio": "acoustic", "video": "visual"}  # what else the field calls them
 GENERATORS = ("feed-forward", "linear", "transformer")  # the kinds that model.py has
 # What another device or folder may need otherwise. The data may have moved: their checksum is compared instead.
-FREE_ON_RESUME = {"data.features", "run.device", "run.checkpoint_every", "run.tensorboard", "run.pictures"}
+FREE_ON_RESUME = {
+    "data.features",
+    "run.device",
+    "run.checkpoint_every",
+    "run.tensorboard",
+    "run.pictures",
+    "run.figures",
+}
+FIGURE_FORMATS = ("png", "pdf", "svg")
 LAST_FLAT_COMMIT = "fcbf372"  # the last whose config.json held flags
 RUN_FORMAT = "gan-ffn-run-1"  # says in config.json that a directory is a run
 
@@ -177,6 +185,23 @@ class Names:
         if len(set(value)) != len(value):
             raise ValueError("names a class twice")
         return tuple(value)
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Formats of pictures, each once."""
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        """From a flag, with commas between."""
+        return self.check([part.strip().lower() for part in text.split(",")])
+
+    def check(self, value: Any) -> tuple[str, ...]:
+        """From JSON, or from a flag."""
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+            raise ValueError(f"{value!r:.40} is no list of formats")
+        for name in value:
+            Choice(FIGURE_FORMATS).check(name)
+        return tuple(dict.fromkeys(value))
 
 
 @dataclass(frozen=True)
@@ -514,7 +539,10 @@ class RunSettings:
         1, Number(int, 1, 100_000), "--checkpoint-every", "epochs between checkpoints to resume from", metavar="N"
     )
     tensorboard: bool = setting(True, SWITCH, "--tensorboard", "write TensorBoard events")
-    pictures: bool = setting(True, SWITCH, "--pictures", "draw the pictures of a finished run")
+    pictures: bool = setting(True, SWITCH, "--pictures", "draw the pictures and make the page of a finished run")
+    figures: tuple[str, ...] = setting(
+        ("png",), Formats(), "--figures", "formats of the pictures: png, pdf, svg (default: png)", metavar="LIST"
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 import train_IEMOCAP
 import utils
 from benchmarks.soak import bits, soak
-from experiment import plan, plots
+from experiment import evaluation, plan, plots
 from experiment import run as experiment_run
 from experiment.run import Run
 from feature_files import write_nine_tuple
@@ -66,8 +66,7 @@ def command(capsys):
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
     """Most of a small run's time is that of the pictures; `finished` and the soak have all of them."""
-    for name in ("adversarial_losses", "training_curves", "confusion_matrix", "fused_features"):
-        monkeypatch.setattr(plots, f"plot_{name}", lambda *_: None)
+    monkeypatch.setattr(plots, "draw", lambda *_, **__: [])
 
 
 def same(directory, other):
@@ -170,7 +169,7 @@ def test_a_second_ctrl_c_stops_at_once(features, tmp_path, command, monkeypatch)
 
 def test_ctrl_c_while_the_report_is_written_stops_at_once(stopped, finished, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "plot_confusion_matrix", lambda *_: interrupt())
+        patch.setattr(evaluation, "write_predictions", lambda *_: interrupt())
         directory = stopped(lambda: None, status=130)
     assert not (directory / "report.json").exists()
     assert train_IEMOCAP.main(["--resume", str(directory)]) == 0

@@ -1,0 +1,52 @@
+"""The end of a run: pictures, the last of TensorBoard, and the page. Nothing here stops a run that is finished."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataloader import Dialogue
+from experiment.insight import Insight, gather, several
+from experiment.settings import RunSettings
+
+
+def leave_a_look(
+    directory: Path, settings: RunSettings, *, network: Any = None, dialogues: Sequence[Dialogue] | None = None
+) -> None:
+    """Draw the pictures, complete TensorBoard and make the page; what fails is a line on standard error.
+
+    Args:
+        directory: Of the run, or of several of a plan.
+        settings: Which of them are wanted, and the formats of pictures.
+        network: With the weights that are reported on.
+        dialogues: The test split, standardised.
+    """
+    if not settings.pictures and not settings.tensorboard:
+        return
+    scored = (directory / "report.json").exists() or bool(several(directory))
+    try:
+        seen = gather(directory, network=network if scored else None, dialogues=dialogues, maps=scored)
+        if settings.pictures:
+            _pictures(seen, settings.figures)
+        if settings.tensorboard and scored:
+            from experiment.tensorboard import finish
+
+            seen.attempt("TensorBoard", lambda: finish(seen))
+        if settings.pictures and scored:
+            from experiment.page import write_page
+
+            write_page(directory, seen=seen)
+        problems = seen.problems if scored else []
+    except Exception as error:  # the run itself is whole
+        problems = [f"{type(error).__name__}: {error}"]
+    if problems:
+        said = "; ".join(dict.fromkeys(problems))
+        print(f"warning: {directory}: to look at, but for {' '.join(said.split()):.600}", file=sys.stderr)
+
+
+def _pictures(seen: Insight, formats: Sequence[str]) -> None:
+    from experiment import plots  # matplotlib takes a second to import
+
+    plots.draw(seen, formats)

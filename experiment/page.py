@@ -1,0 +1,521 @@
+"""``report.html``: a run to look at, in one file that opens from the disk and asks no network.
+
+python -m experiment.page runs/NAME [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import utils
+from experiment import svg
+from experiment.insight import Insight, by_group, changed_settings, gather, reliability, resample
+from experiment.palette import colour, marker, plain
+from files import InputError, WriteError, replacing
+
+NAME = "report.html"
+MATRIX = 20  # classes at most in the confusion matrix; of more, those with the most utterances
+PROBABILITIES = 12  # classes at most whose every probability is kept; of more, the likeliest
+LIKELIEST = 6
+GROUPS = 200  # speakers at most in the table
+CURVES = 400  # points at most of a curve
+LONGEST = 20_000  # characters of a sentence that are kept
+
+
+# Data for the script of the page --------------------------------------------------------------------------------------
+
+
+def as_json(content: Any) -> Markup:
+    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for mark, escaped in (
+        *(("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")),
+        *(("\u2028", "\\u2028"), ("\u2029", "\\u2029")),
+    ):
+        text = text.replace(mark, escaped)
+    return Markup(text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def thousandths(values: Sequence[float]) -> list[int | None]:
+    """Numbers in whole thousandths; None for what is not finite."""
+    return [round(1000 * float(x)) if math.isfinite(x) else None for x in values]
+
+
+def browser_data(seen: Insight) -> dict[str, Any]:
+    """The utterances for the conversation browser, column by column and in dialogue order."""
+    table, p = seen.table, seen.probabilities
+    numbers, ids = pd.factorize(table["dialogue"])
+    speakers, people = pd.factorize(table["speaker"])
+    classes = p.shape[1]
+    every = classes <= PROBABILITIES
+    if every:
+        shown = [thousandths(row) for row in p]
+    else:  # the likeliest, as class, probability, class, probability …
+        top = np.argsort(-p, axis=1, kind="stable")[:, :LIKELIEST]
+        shown = [
+            [x for k, v in zip(row.tolist(), thousandths(p[i, row]), strict=True) for x in (k, v)]
+            for i, row in enumerate(top)
+        ]
+    neighbours = [[[int(o), *thousandths([v])] for o, v in each] for each in seen.neighbours]
+    return {
+        "classes": [plain(name) for name in seen.label_names],
+        "dialogues": [plain(i, 200) for i in ids],
+        "people": [plain(i, 80) for i in people],
+        "d": numbers.tolist(),
+        "speaker": speakers.tolist(),
+        "label": table["label"].tolist(),
+        "predicted": table["predicted"].tolist(),
+        "name": [plain(u, 200) for u in table["utterance"]],
+        "text": [str(s)[:LONGEST] for s in table["sentence"]],
+        "p": shown,
+        "every": every,
+        "confidence": thousandths(seen.confidence),
+        "modalities": {m: thousandths(values) for m, values in seen.modalities.items()},
+        "neighbours": neighbours,
+    }
+
+
+def style_data(seen: Insight) -> dict[str, Any]:
+    """Colour and marker of every class."""
+    count = range(len(seen.label_names))
+    return {"colours": [colour(i) for i in count], "markers": [marker(i) for i in count]}
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def headline(seen: Insight) -> dict[str, Any]:
+    """The figure, and what must be known to read it."""
+    scores = seen.scores
+    lines = []
+    if seen.members:
+        lines.append(_of_members(seen))
+    elif "best_epoch" in seen.report:
+        lines.append(_kept(seen))
+    if on_test := seen.report.get("chosen_on_test"):
+        lines.append(
+            f"Chosen on test, as much of the field reports: {on_test.get('weighted_f1', math.nan):.2f}, epoch "
+            f"{on_test.get('epoch', 0):.0f}. The figure above does not look at test to choose."
+        )
+    if said := seen.report.get("interrupted"):
+        lines.append(f"Interrupted at {said}: this is not the whole run.")
+    data = seen.config.get("features") if isinstance(seen.config.get("features"), dict) else {}
+    demo = bool(seen.settings.get("data", {}).get("demo"))
+    interval = None
+    if len(seen.table):
+        labels, predicted = (seen.table[c].to_numpy() for c in ("label", "predicted"))
+        interval = resample(seen.table["dialogue"], labels, predicted, len(seen.label_names)).interval()
+    return {
+        "f1": scores.get("weighted_f1"),
+        "macro": scores.get("macro_f1"),
+        "accuracy": scores.get("accuracy"),
+        "interval": interval if interval and seen.table["dialogue"].nunique() > 1 else None,
+        "dialogues": seen.table["dialogue"].nunique(),
+        "utterances": len(seen.table),
+        "data": "synthetic corpus" if demo else Path(str(data.get("file", "unknown"))).name,
+        "demo": demo,
+        "lines": lines,
+    }
+
+
+def _kept(seen: Insight) -> str:
+    """How the epoch was kept, and what that says of the curves."""
+    epoch, last = seen.report["best_epoch"], len(seen.histories.get("classifier", ())) or "?"
+    if seen.report.get("valid"):
+        return (
+            f"Seed {seen.config.get('seed', '?')}. Kept: epoch {epoch} of {last}, the best on the validation "
+            f"dialogues: weighted F1 {seen.report['valid'].get('weighted_f1', math.nan):.2f}."
+        )
+    return (
+        f"Seed {seen.config.get('seed', '?')}. Kept: epoch {epoch}, the last, where the schedule ends. Nothing was "
+        "held out, so no curve of this run is of dialogues it did not learn from."
+    )
+
+
+def _of_members(seen: Insight) -> str:
+    plan = seen.config.get("plan") if isinstance(seen.config.get("plan"), dict) else {}
+    words = [f"seeds {', '.join(map(str, plan['seeds']))}"] if plan.get("seeds") else []
+    words += [f"folds over {plan['folds']}"] if plan.get("folds") else []
+    each = [r["test"].get("weighted_f1", math.nan) for r in seen.members.values()]
+    spread = utils.deviation(pd.Series(each))
+    shown = f"{np.mean(each):.2f}" + (f" ± {spread:.2f} (standard deviation)" if spread is not None else "")
+    kind = "The figure above is the ensemble's: the mean of the probabilities of all runs that scored an utterance."
+    if not any(name.startswith("seed") for name in seen.members):
+        kind = "The figure above is of every utterance once, scored by the run that held it out."
+    return f"{len(seen.members)} runs, {'; '.join(words) or 'of a plan'}: mean weighted F1 {shown}. {kind}"
+
+
+def facts(seen: Insight) -> dict[str, str]:
+    """What the run is."""
+    config, report = seen.config, seen.report
+    versions = config.get("versions") if isinstance(config.get("versions"), dict) else {}
+    features = config.get("features") if isinstance(config.get("features"), dict) else {}
+    corpus = config.get("corpus") if isinstance(config.get("corpus"), dict) else {}
+    seconds = report.get("seconds") if isinstance(report.get("seconds"), dict) else {}
+    splits = config.get("splits") if isinstance(config.get("splits"), dict) else {}
+    dims = corpus.get("dims") if isinstance(corpus.get("dims"), dict) else {}
+    found = {
+        "data": features.get("file"),
+        "SHA-256 of the data": features.get("sha256"),
+        "features": ", ".join(f"{m} {d}" for m, d in dims.items()),
+        "dialogues": ", ".join(f"{len(ids)} {split}" for split, ids in splits.items() if isinstance(ids, list)),
+        "device": config.get("device"),
+        "parameters": f"{report['parameters']:,}" if isinstance(report.get("parameters"), int) else None,
+        "time": f"{seconds['total']:.0f} s" if isinstance(seconds.get("total"), (int, float)) else None,
+        "finished": report.get("finished_at"),
+        "commit": config.get("git_commit"),
+        "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+    }
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def class_rows(seen: Insight) -> list[dict[str, Any]]:
+    """Precision, recall and F1 of each class; F1 with the 95 % interval over dialogues, or over seeds' runs ±."""
+    per_class = seen.scores.get("per_class")
+    if not isinstance(per_class, dict):
+        return []
+    low = high = None
+    if len(seen.table) and seen.table["dialogue"].nunique() > 1:
+        labels, predicted = (seen.table[c].to_numpy() for c in ("label", "predicted"))
+        f1 = resample(seen.table["dialogue"], labels, predicted, len(seen.label_names)).f1
+        low, high = np.percentile(f1, [2.5, 97.5], axis=0)
+    rows = []
+    for i, (name, row) in enumerate(per_class.items()):
+        if not isinstance(row, dict):
+            continue
+        each = [r["test"]["per_class"][name]["f1"] for r in seen.members.values() if name in _per_class(r)]
+        rows.append(
+            {
+                "i": i,
+                "name": plain(name),
+                **{k: row.get(k) for k in ("precision", "recall", "f1", "support")},
+                "interval": None if low is None else (float(low[i]), float(high[i])),
+                "mean": float(np.mean(each)) if each else None,
+                "deviation": utils.deviation(pd.Series(each)) if each else None,
+            }
+        )
+    return rows
+
+
+def _per_class(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = report.get("test", {}).get("per_class")
+    return found if isinstance(found, dict) else {}
+
+
+def matrix_part(seen: Insight) -> dict[str, Any] | None:
+    """The confusion matrix, of at most `MATRIX` classes, and what is most often taken for what."""
+    counts = seen.scores.get("confusion_matrix")
+    try:
+        counts = np.array(counts, dtype=int)
+    except (TypeError, ValueError):
+        return None
+    if counts.ndim != 2 or counts.shape != (len(seen.label_names),) * 2 or not counts.size:
+        return None
+    kept = np.arange(len(counts))
+    if len(kept) > MATRIX:
+        kept = np.sort(np.argsort(-counts.sum(1), kind="stable")[:MATRIX])
+    total = counts.sum(1).clip(min=1)
+    off = [(int(counts[i, j]), i, j) for i, j in np.argwhere(counts) if i != j]
+    worst = [{"count": n, "true": int(i), "said": int(j)} for n, i, j in sorted(off, key=lambda x: -x[0])[:12]]
+    rows = [
+        {
+            "i": int(i),
+            "cells": [{"j": int(j), "count": int(counts[i, j]), "share": float(counts[i, j] / total[i])} for j in kept],
+        }
+        for i in kept
+    ]
+    return {"columns": kept.tolist(), "rows": rows, "worst": worst, "of": len(counts)}
+
+
+def figures_of_curves(seen: Insight) -> list[dict[str, Any]]:
+    """The curves of both stages."""
+    found = []
+
+    def add(title: str, stage: str, columns: Mapping[str, str], label: str, about: str = "", **marks: Any) -> None:
+        rows = seen.histories.get(stage, [])
+        step = max(1, math.ceil(len(rows) / CURVES))
+        series = {
+            name: [(row["epoch"], row[column]) for row in rows[::step]]
+            for column, name in columns.items()
+            if rows and column in rows[0]
+        }
+        figure = svg.curves(series, ("epoch", label), title, **marks)
+        if figure:
+            found.append({"title": title, "svg": figure, "about": about})
+
+    first = (seen.histories.get("adversarial") or [{}])[0]
+    for kind, title, even in zip("GD", ("generators", "discriminators"), seen.even, strict=True):
+        columns = {c: c.split("_")[0] for c in first if c.endswith(f"_{kind}_loss")}
+        level = (even, f"neither side wins ({even:.2f})")
+        add(f"Stage 1: losses of the {title}", "adversarial", columns, "adversarial loss (nats)", level=level)
+    for kind, about in (
+        ("matching", "1 − cosine of fused features and the paired real ones of other modalities."),
+        ("reconstruction", "Error of a modality's own features, rebuilt from the fused ones."),
+    ):
+        columns = {c: c.split("_")[0] for c in first if c.endswith(f"_{kind}")}
+        add(f"Stage 1: {kind}", "adversarial", columns, kind, about)
+    for kind, label in (("loss", "loss (nats)"), ("weighted_f1", "weighted F1 (%)")):
+        columns = {f"{s}_{kind}": s for s in ("train", "valid", "test")}
+        kept = seen.report.get("best_epoch")
+        marks = {"upright": (kept, f"kept: epoch {kept}")} if isinstance(kept, int) else {}
+        about = "Training is scored while it learns: on augmented features, with labels smoothed in the loss."
+        add(f"Stage 2: {label.split(' (')[0]}", "classifier", columns, label, about, **marks)
+    return found
+
+
+def figures_of_maps(seen: Insight) -> list[dict[str, Any]]:
+    """The maps."""
+    found = []
+    for one, what, kinds in (
+        (seen.fused, "Fused features", ("emotion", "modality")),
+        (seen.last_layer, "Last layer", ("emotion",)),
+    ):
+        for kind in kinds if one else ():
+            group, names = one.groups[kind]
+            title = f"{what} by {kind}"
+            found.append({"title": title, "about": one.about, "svg": svg.scatter(one.points, group, names, title)})
+    return found
+
+
+def flags_text(seen: Insight) -> list[str]:
+    """The flags that differ from the defaults, as they are typed."""
+
+    def one(flag: str, value: Any) -> str:
+        if isinstance(value, bool):
+            return flag if value else flag.replace("--", "--no-", 1)
+        if isinstance(value, dict):
+            value = ",".join(f"{k}:{v}" for k, v in value.items())
+        return f"{flag} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+    return [one(flag, value) for flag, value in changed_settings(seen).items()] if seen.settings else []
+
+
+# Pages ----------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def environment() -> Environment:
+    """Jinja2 with every value escaped."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.globals |= {"swatch": svg.swatch, "symbols": svg.symbols, "as_json": as_json}
+    made.filters["percent"] = lambda x: "–" if x is None or not math.isfinite(x) else f"{x:.1f}"
+    made.filters["two"] = lambda x: "–" if x is None or not math.isfinite(x) else f"{x:.2f}"
+    return made
+
+
+def render(seen: Insight) -> str:
+    """The page of a run, or of several of a plan taken together."""
+    scored = bool(len(seen.table))
+    part = seen.attempt
+    groups = part("speakers", lambda: {k: by_group(seen, k) for k in ("speaker", "session")}) if scored else {}
+    spread = None
+    if seen.members:
+        values = {n: float(r["test"].get("weighted_f1", math.nan)) for n, r in seen.members.items()}
+        values = {n: v for n, v in values.items() if math.isfinite(v)}
+        interval = utils.interval(pd.Series(values))
+        spread = part("spread", lambda: svg.dots(values, interval, "weighted F1 (%)", "Weighted F1 of every run"))
+    calibration = part("reliability", lambda: reliability(seen)) if scored else None
+    content = {
+        "title": plain(seen.directory.resolve().name or "run", 80),
+        "head": part("headline", lambda: headline(seen)),
+        "facts": part("facts", lambda: facts(seen)) or {},
+        "flags": part("flags", lambda: flags_text(seen)) or [],
+        "classes": part("classes", lambda: class_rows(seen)) or [],
+        "names": [plain(name) for name in seen.label_names],
+        "matrix": part("confusion matrix", lambda: matrix_part(seen)),
+        "calibration": calibration,
+        "reliability": part("reliability", lambda: svg.reliability(calibration[0])) if calibration else None,
+        "curves": part("curves", lambda: figures_of_curves(seen)) or [],
+        "maps": part("maps", lambda: figures_of_maps(seen)) or [],
+        "groups": {kind: rows[:GROUPS] for kind, rows in (groups or {}).items() if rows},
+        "members": _member_rows(seen),
+        "spread": spread,
+        "data": part("conversations", lambda: browser_data(seen) | style_data(seen)) if scored else None,
+        "decided": bool(seen.modalities or any(seen.neighbours)),
+        "transcripts": scored and any(seen.table["sentence"]),
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "problems": [plain(line, 400) for line in dict.fromkeys(seen.problems)],
+    }
+    return environment().get_template("report.html.j2").render(content)
+
+
+def _member_rows(seen: Insight) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "href": f"{name}/{NAME}" if (seen.directory / name / NAME).exists() else None,
+            **{k: report["test"].get(k) for k in ("weighted_f1", "macro_f1", "accuracy", "loss")},
+        }
+        for name, report in seen.members.items()
+    ]
+
+
+def write_page(
+    directory: Path, *, network: Any = None, dialogues: Any = None, out: Path | None = None, seen: Insight | None = None
+) -> Path:
+    """Make the page of a run. Returns where it is.
+
+    Args:
+        directory: Of the run, or of several of a plan.
+        network: With the weights that are reported on, if it is at hand.
+        dialogues: The test split, standardised, if it is at hand.
+        out: Where the page goes; ``report.html`` in the run unless given.
+        seen: What there is to see, if it has been gathered.
+
+    Raises:
+        InputError: If there is no such directory, or the page can be written nowhere.
+    """
+    directory = Path(directory)
+    if seen is None:
+        if not directory.is_dir():
+            raise InputError(f"{directory}: no directory of a run; name one")
+        seen = gather(directory, network=network, dialogues=dialogues)
+    return _write(render(seen), out or directory / NAME, elsewhere=out is None)
+
+
+def _write(text: str, path: Path, *, elsewhere: bool) -> Path:
+    """Write a page; where its folder cannot be written, beside the other temporary files."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+    except WriteError as error:
+        if not elsewhere:
+            raise
+        other = Path(tempfile.mkdtemp(prefix="gan-ffn-")) / path.name
+        other.write_text(text, encoding="utf-8", errors="replace")
+        print(f"{error}; the page is {other}", file=sys.stderr)
+        return other
+    return path
+
+
+# Several runs side by side --------------------------------------------------------------------------------------------
+
+
+def comparison_page(directories: Sequence[Path], out: Path) -> Path:
+    """Make the page of several runs: their differences from the first, per class, and where they differ.
+
+    Args:
+        directories: Of runs, or of plans of several, whose ensembles are then compared; two or more.
+        out: Where the page goes.
+
+    Raises:
+        InputError: If fewer than two hold predictions of the same utterances with the same classes.
+    """
+    runs = [gather(Path(d), maps=False) for d in directories]
+    for run in runs:
+        if not len(run.table):
+            raise InputError(f"{run.directory}: no predictions of a test split; name the directory of a finished run")
+        if run.label_names != runs[0].label_names:
+            raise InputError(
+                f"{run.directory}: other classes than those of {runs[0].directory}; compare runs of one set"
+            )
+    if len(runs) < 2:
+        raise InputError("name two runs or more to compare")
+    names = _short_names(directories)
+    keys = [pd.MultiIndex.from_frame(run.table[["dialogue", "utterance"]]) for run in runs]
+    common = keys[0]
+    for key in keys[1:]:
+        common = common[common.isin(key)]
+    common = common.unique()
+    if not len(common):
+        raise InputError("the runs have no test utterance in common; compare runs on the same data")
+    at = [key.drop_duplicates().get_indexer(common) for key in keys]
+    first = runs[0]
+    table = first.table.iloc[at[0]].reset_index(drop=True)
+    labels, count = table["label"].to_numpy(), len(first.label_names)
+    said = [run.table["predicted"].to_numpy()[i] for run, i in zip(runs, at, strict=True)]
+    drawn = [resample(table["dialogue"], labels, each, count) for each in said]
+    rows = []
+    for i, run in enumerate(runs):
+        scores = utils.score(labels, np.eye(count)[said[i]], first.label_names)
+        difference = drawn[i].weighted_f1 - drawn[0].weighted_f1
+        rows.append(
+            {
+                "name": names[i],
+                "flags": " ".join(flags_text(run)),
+                "f1": scores["weighted_f1"],
+                "interval": drawn[i].interval(),
+                "difference": scores["weighted_f1"] - rows[0]["f1"] if i else 0.0,
+                "apart": tuple(np.percentile(difference, [2.5, 97.5]).tolist()),
+                "per_class": scores["per_class"],
+            }
+        )
+    classes = []
+    for k, name in enumerate(first.label_names):
+        each = []
+        for i, row in enumerate(rows):
+            apart = np.percentile(drawn[i].f1[:, k] - drawn[0].f1[:, k], [2.5, 97.5]).tolist()
+            f1 = row["per_class"][name]["f1"]
+            each.append({"f1": f1, "difference": f1 - rows[0]["per_class"][name]["f1"], "apart": apart})
+        support = rows[0]["per_class"][name]["support"]
+        classes.append({"i": k, "name": plain(name), "support": support, "each": each})
+    differ = np.flatnonzero((np.stack(said) != said[0]).any(0))
+    kept = table.iloc[differ]
+    data = {
+        "classes": [plain(n) for n in first.label_names],
+        "runs": names,
+        "dialogue": [plain(d, 200) for d in kept["dialogue"]],
+        "name": [plain(u, 200) for u in kept["utterance"]],
+        "speaker": [plain(s, 80) for s in kept["speaker"]],
+        "text": [str(s)[:LONGEST] for s in kept["sentence"]],
+        "label": labels[differ].tolist(),
+        "said": [each[differ].tolist() for each in said],
+        **style_data(first),
+    }
+    content = {
+        "title": plain(" and ".join(names), 120),
+        "rows": rows,
+        "classes": classes,
+        "differ": len(differ),
+        "utterances": len(common),
+        "dialogues": table["dialogue"].nunique(),
+        "left_out": [max(0, len(key) - len(common)) for key in keys],
+        "demo": bool(first.settings.get("data", {}).get("demo")),
+        "data": data,
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "problems": [plain(f"{n}: {line}", 400) for n, run in zip(names, runs, strict=True) for line in run.problems],
+    }
+    return _write(environment().get_template("comparison.html.j2").render(content), Path(out), elsewhere=False)
+
+
+def _short_names(directories: Sequence[Path]) -> list[str]:
+    """The last part of each path, or as many parts as tell them apart."""
+    parts = [Path(d).resolve().parts for d in directories]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            return [plain(name, 60) for name in names]
+    return [f"{plain('/'.join(p[-2:]), 60)} ({i})" for i, p in enumerate(parts, 1)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the page of a run again. Returns the exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m experiment.page", description="Make the page of a run again.")
+    parser.add_argument("run", metavar="RUN", help="the directory of a run, or of several of a plan")
+    parser.add_argument("--out", metavar="FILE", help=f"where the page goes (default: {NAME} in the run)")
+    given = parser.parse_args(argv)
+    try:
+        print(write_page(Path(given.run), out=Path(given.out) if given.out else None))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

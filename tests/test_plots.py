@@ -1,0 +1,127 @@
+"""The pictures: colours that everyone can tell apart, names that stay names, and few seconds."""
+
+import time
+from itertools import combinations
+
+import numpy as np
+import pytest
+from made_run import corpus_of, make_run
+
+from experiment import plots
+from experiment.insight import Map, gather
+from experiment.palette import COLOURS, MARKERS, colour, marker, plain
+
+# Linear RGB as a reader with deuteranopia or protanopia sees it (Machado et al. 2009, severity 1).
+SEEN_BY = {
+    "all": np.eye(3),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def cielab(code, seen_by):
+    rgb = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = np.array(XYZ) @ np.clip(np.array(seen_by) @ linear, 0, 1) / (0.95047, 1, 1.08883)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("seen_by", SEEN_BY)
+def test_every_pair_of_colours_is_apart(seen_by):
+    points = [cielab(code, SEEN_BY[seen_by]) for code in COLOURS]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(points, 2)) >= 15
+
+
+def test_no_two_classes_share_colour_and_marker():
+    looks = {(colour(i), marker(i)) for i in range(len(COLOURS) * len(MARKERS))}
+    assert len(looks) == len(COLOURS) * len(MARKERS)
+    assert len({marker(i) for i in range(6)}) == 6 and set(plots.SHAPES) == set(MARKERS)
+
+
+def insight_of(tmp_path, lengths, names):
+    network, dialogues = make_run(tmp_path / "run", corpus_of(lengths, names))
+    seen = gather(tmp_path / "run", network=network, dialogues=dialogues, maps=False)
+    rng = np.random.default_rng(0)
+    seen.fused = Map(
+        rng.random((900, 2)),
+        {"emotion": (np.arange(900) % len(names), names), "modality": (np.arange(900) % 3, ("text", "visual", "x"))},
+        "made up",
+    )
+    seen.last_layer = Map(rng.random((600, 2)), {"emotion": (np.arange(600) % len(names), names)}, "made up")
+    return seen
+
+
+def test_iemocaps_shape_takes_seconds(tmp_path):
+    names = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
+    seen = insight_of(tmp_path, [52] * 30 + [63], names)
+    started = time.process_time()
+    written = plots.draw(seen)
+    assert time.process_time() - started < 5
+    assert {path.stem for path in written} == set(plots.pictures(seen)) and not seen.problems
+    assert {"GAN_loss", "fusion_losses", "last_layer", "emotion_timeline"} <= {path.stem for path in written}
+
+
+def test_every_format_is_written(tmp_path):
+    seen = insight_of(tmp_path, [6, 5], ("a", "b"))
+    written = plots.draw(seen, ("pdf", "png", "svg"))
+    heads = {".pdf": b"%PDF", ".png": b"\x89PNG", ".svg": b"<?xml"}
+    assert len(written) == 3 * len(plots.pictures(seen))
+    assert all(path.read_bytes().startswith(heads[path.suffix]) for path in written)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("$x^2$", "a $ b", "_hidden"), (r"$\nope", "a\nb", "\u202ex"), ("悲しい", "x" * 500, " ")],
+    ids=["mathematics", "broken mathematics", "other writing"],
+)
+def test_names_are_drawn_as_they_are(tmp_path, names):
+    seen = insight_of(tmp_path, [6, 5], names)
+    plots.draw(seen)
+    assert not seen.problems
+    with plots.style():
+        figure = plots.feature_map(seen.last_layer, "Last layer")
+        legend = figure.axes[0].get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == [plots.name_of(name) for name in names]
+        plots.plt.close(figure)
+
+
+def test_three_hundred_classes_stay_within_a_page(tmp_path):
+    seen = insight_of(tmp_path, [60, 60], tuple(f"class {i}" for i in range(300)))
+    with plots.style():
+        for name, make in plots.pictures(seen).items():
+            figure = make()
+            assert max(figure.get_size_inches()) <= 8, name
+            assert sum(len(axis.texts) for axis in figure.axes) < 200
+            plots.plt.close(figure)
+
+
+def test_epochs_are_whole_numbers_and_legends_are_off_the_data(tmp_path):
+    history = [{"epoch": e, "train_loss": 2.0, "train_weighted_f1": 9.0, "test_loss": 1.0} for e in (1, 2, 3)]
+    with plots.style():
+        figure = plots.training_curves(history, 3)
+        figure.canvas.draw()
+        for axis in figure.axes:
+            assert all(float(tick).is_integer() for tick in axis.get_xticks())
+            assert not axis.get_legend().get_window_extent().overlaps(axis.get_window_extent())
+        assert "test" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        plots.plt.close(figure)
+
+
+def test_a_picture_that_fails_is_a_line_and_the_others_are_drawn(tmp_path, monkeypatch):
+    seen = insight_of(tmp_path, [6, 5], ("a", "b"))
+    monkeypatch.setattr(plots, "confusion_matrix", lambda *given: 1 / 0)
+    assert len(plots.draw(seen)) == len(plots.pictures(seen)) - 1
+    assert seen.problems == ["picture confusion_matrix: ZeroDivisionError: division by zero"]
+
+
+def test_seeds_have_error_bars_and_a_spread(tmp_path):
+    for seed in (0, 1, 2):
+        make_run(tmp_path / f"seed{seed}", corpus_of([9, 7]), seed=seed)
+    seen = gather(tmp_path)
+    assert {path.stem for path in plots.draw(seen)} >= {"spread", "per_class_f1", "confusion_matrix"}
+
+
+def test_a_plain_name_is_one_short_line():
+    assert plain("a\u202eb\nc") == "a b c" and len(plain("x" * 99)) == 40
