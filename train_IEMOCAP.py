@@ -257,8 +257,9 @@ def train_classifier(
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = average_weights(network, EMA_DECAY)
-    # Discriminators and decoders rest: they keep old gradients, and decay would move them.
-    learning = [*nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()]
+    # Shared channels stay as stage 1 has made them; so do discriminators and decoders.
+    learning = [*nn.ModuleList([network.speaker_encoders, network.classifier]).parameters()]
+    learning += [generator.project.weight for generator in network.fusion.generators.values()]
     optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, flags.lr, total_steps=flags.epochs * len(loader), cycle_momentum=False
@@ -276,7 +277,7 @@ def train_classifier(
             adjusted = logits
             if adjustment:
                 adjusted = logits + torch.stack([adjustment[i] for i in batch.ids]).unsqueeze(1).to(logits)
-            loss = emotion_loss(adjusted[batch.mask], batch.labels[batch.mask], weight, flags.focal)
+            loss = emotion_loss(adjusted[batch.labelled], batch.labels[batch.labelled], weight, flags.focal)
             optimizer.zero_grad()
             finite(loss, where).backward()
             norm = finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
@@ -285,15 +286,15 @@ def train_classifier(
             average.update_parameters(network)
             losses.append(loss.item())
             norms.append(norm.item())
-            labels.append(batch.labels[batch.mask].cpu())
-            probabilities.append(logits.detach()[batch.mask].softmax(-1).cpu())
+            labels.append(batch.labels[batch.labelled].cpu())
+            probabilities.append(logits.detach()[batch.labelled].softmax(-1).cpu())
             run.stop_here(where)
         finite_weights(network, where)
         train_f1 = utils.weighted_f1(torch.cat(labels).numpy(), torch.cat(probabilities).numpy())
         row = {"epoch": epoch, "train_loss": float(np.mean(losses)), "train_weighted_f1": train_f1}
         for split in ("valid", *(["test"] if settings.run.report_best_test else [])):
             if split in data:
-                scored = evaluate(average.module, data[split])
+                scored = utils.labelled(*evaluate(average.module, data[split]))
                 row |= {f"{split}_loss": utils.loss(*scored), f"{split}_weighted_f1": utils.weighted_f1(*scored)}
                 row |= {
                     f"{split}_f1_{name}": f1 for name, f1 in utils.per_class_f1(*scored, label_names[:WATCHED]).items()

@@ -50,7 +50,7 @@ VALUES: list[Any] = [
 TEXTS = [
     *("", " ", "0", "-1", "1", "1e3", "0x10", "1_0", "٣", "9" * 400, "9" * 5000, "-" + "9" * 400, "1e999", "nan"),
     *("inf", "-inf", str(2**63), str(-(2**63) - 1), "1e-400", "x", "x" * 300, "x" * 5000, "a\nb", "a\rb", "\x1b[2J"),
-    *("\u202e", "\udcff", "\udcffx/y", "../..", "/", "~", "~nobody/x", "/dev/null", "/dev/full", "/proc/self/mem"),
+    *("\u202e", "\udcff", "\udcffx/y", "../..", "/", "~", "~nobody/x", "/proc/self/mem"),
     *("a,b", ",", "a,a", "meta", "hpu", "privateuseone", "cuda:999", "cuda:9999", "cpu:1", "xla", "lazy", "text:"),
     *("visual:0.3", "visual:2", "visual:0.3,visual:0.3", "text,text", "sessions", "$(x)", "`x`", "<script>", "=1+1"),
     *("x\ty", "☃", "é" * 130),
@@ -165,7 +165,9 @@ def attack_configs(folder: Path, most: int | None, seed: int) -> Iterator[Outcom
     features = folder / "features.pkl"
     for name, flags in (("one", []), ("two", ["--seeds", "0,1"])):
         flags = ["--features", str(features), *QUICK, *QUIET, *flags]
-        attempt("", "", [*flags, "--out", str(folder / name)])
+        sound = attempt("", "", [*flags, "--out", str(folder / name)])
+        if not sound.why.startswith("status 0"):
+            raise RuntimeError(f"no run to attack: {sound.why}")
     for name in ("one", "two"):
         run, config = folder / name, folder / name / "config.json"
         text, before = config.read_text(), contents(folder)
@@ -225,8 +227,9 @@ def attack_names(folder: Path, most: int | None, seed: int) -> Iterator[Outcome]
                 os.chdir(place)
                 yield attempt("names", f"{flag} {text!r:.40}", [f"{flag}={text}", *flags[flag]])
                 os.chdir(here)
-            if contents(folder) != before:
-                yield Outcome("names", f"{flag} {text!r:.40}", False, "changed files")
+            after = contents(folder)
+            if changed := [name for name in {*before, *after} if before.get(name) != after.get(name)]:
+                yield Outcome("names", f"{flag} {text!r:.40}", False, f"changed {changed[:3]}")
                 restore(folder, before)
     finally:
         os.chdir(here)

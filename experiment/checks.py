@@ -13,6 +13,7 @@ import torch
 
 from dataloader import Corpus, Standardiser, hold_out_validation
 from experiment.flags import Command
+from experiment.plan import calibration_folds
 from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
 from experiment.settings import Settings
 from experiment.trained import build_network, fusion_weights, load_weights, shape_of
@@ -51,13 +52,13 @@ def check_export(settings: Settings, corpus: Corpus, path: str) -> None:
     """
     if len(corpus.dims) < 2 or not (settings.fusion.epochs or settings.fusion.trained_run):
         raise InputError("--export-fused: stage 1 was left out, so no features are fused; use two modalities or more")
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
+    folder = Path(path).parent
+    if not os.path.isdir(folder):  # noqa: PTH112 - a Path raises where a name is too long
         raise InputError(f"--export-fused {path}: cannot be written; there is no such folder, make it")
+    if len(os.fsencode(Path(path).name)) > LONGEST_NAME or not os.access(folder, os.W_OK):
+        raise InputError(f"--export-fused {path}: cannot be written there, or under so long a name; choose another")
     if Path(path).exists() and not Path(path).is_file():
         raise InputError(f"--export-fused {path}: a folder or a device; give the name of a file")
-    if not os.access(folder, os.W_OK) or len(os.fsencode(Path(path).name)) > LONGEST_NAME:
-        raise InputError(f"--export-fused {path}: cannot be written there, or under so long a name; choose another")
     check_apart("--export-fused", path, settings)
     if marked(folder) and any(re.fullmatch(pattern, Path(path).name) for pattern in RUN_FILES):
         raise InputError(f"--export-fused {path}: a file of the run in {folder}; give another name")
@@ -73,11 +74,12 @@ def check_apart(flag: str, path: str, settings: Settings) -> None:
         InputError: If the output is an input, or lies in a folder that is one.
     """
     out = Path(path)
+    there = os.path.exists
     for name, needed in (("--features", settings.data.features), ("--use-trained-GAN", settings.fusion.trained_run)):
-        if not needed or not Path(needed).exists():
+        if not needed or not there(needed):
             continue
         # A symbolic link to the input would only be replaced itself, but who names it means what is behind it.
-        if (out.exists() and out.samefile(needed)) or any(
+        if (there(out) and out.samefile(needed)) or any(
             parent.samefile(needed) for parent in out.resolve().parents if Path(needed).is_dir()
         ):
             raise InputError(f"{flag} {path}: would be written over {name} {needed}; give another name")
@@ -123,7 +125,7 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
     """Find what would stop a run later, while the run directory, and one to be replaced, are untouched.
 
     Raises:
-        InputError: If validation, a modality, the earlier run's stage 1 or the export cannot be had.
+        InputError: If validation, folds to calibrate on, a modality, an earlier run's stage 1 or the export cannot be.
     """
     settings, corpus = command.settings, parts[0]
     if command.overwrite and command.out and not command.resume and marked(Path(command.out)):
@@ -131,6 +133,8 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
     check_memory(settings, shape_of(corpus))
     for part in parts:
         held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
+        if settings.run.calibrate:
+            calibration_folds(settings, held_out)
         if settings.data.missing == "mask":
             Standardiser.fit(held_out.split("train"))
     for name in settings.augmentation.drop_modality or ():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 import utils
 from dataloader import Dialogue, session_of
@@ -142,7 +143,9 @@ def gather(
             rows = seen.attempt(name, lambda name=name: read_curves(directory / name))
             if rows:
                 seen.histories[stage] = rows
-    _look_into_network(seen, network, dialogues, maps)
+    # On a busy machine several threads wait for each other, many times as long as one takes.
+    with threadpool_limits(1):
+        _look_into_network(seen, network, dialogues, maps)
     return seen
 
 
@@ -167,7 +170,9 @@ def _dictionary(path: Path) -> dict[str, Any]:
 def read_predictions(
     path: Path, label_names: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, np.ndarray, tuple[str, ...]]:
-    """The test utterances of a run, their probabilities and the names of the classes.
+    """The labelled test utterances of a run, their probabilities and the names of the classes.
+
+    The column ``row`` says which of all test utterances each is, from 0.
 
     Raises:
         InputError: If the file is not there or not what a run writes.
@@ -185,6 +190,8 @@ def read_predictions(
     if [f"p_{name}" for name in names] != columns:
         names = [name[2:] for name in columns]
     table = table[table["split"] == "test"].reset_index(drop=True)
+    table["row"] = np.arange(len(table))
+    table = table[table["label"] != ""].reset_index(drop=True)
     try:
         probabilities = table[columns].to_numpy(dtype=float)
         table["label"], table["predicted"] = table["label"].astype(int), table["predicted"].astype(int)
@@ -295,8 +302,11 @@ def load_dialogues(seen: Insight) -> tuple[list[Dialogue], Settings]:
 
 
 def _add_sentences(seen: Insight, dialogues: Sequence[Dialogue]) -> None:
-    if list(seen.table["dialogue"]) == [d.id for d in dialogues for _ in range(len(d))]:
-        seen.table["sentence"] = [s for d in dialogues for s in d.sentences]
+    every = [(d.id, s) for d in dialogues for s in d.sentences]
+    rows = range(len(every)) if seen.members or "row" not in seen.table else seen.table["row"]
+    found = [every[r] if r < len(every) else ("", "") for r in rows]
+    if [name for name, _ in found] == list(seen.table["dialogue"]):
+        seen.table["sentence"] = [s for _, s in found]
     elif not seen.problems:
         seen.problems.append("transcripts: the predictions are not of the dialogues in the data file")
 
@@ -315,24 +325,32 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
     from experiment.evaluation import extract_fused
 
     found = seen.attempt("what decided", lambda: attribute(network, dialogues))
-    if found and len(found.neighbours) == len(seen.table):
-        seen.modalities, seen.neighbours = dict(found.modalities), found.neighbours
+    rows, count = seen.table["row"].to_numpy(), sum(map(len, dialogues))
+    if rows[-1] >= count:
+        seen.problems.append("what decided: the predictions are not of the dialogues in the data file")
+        return
+    if found:
+        seen.modalities = {m: change[rows] for m, change in found.modalities.items()}
+        if len(rows) == count:  # else neighbours may have no label, and are not shown
+            seen.neighbours = found.neighbours
+        else:
+            seen.problems.append(f"{count - len(rows)} utterances without a label, and what neighbours decided")
     seen.even = seen.attempt("even losses", lambda: network.fusion.even_losses) or seen.even
     if not maps:
         return
     labels, epoch = seen.table["label"].to_numpy(), seen.report.get("best_epoch", "kept")
     weights = f"checkpoints/best.safetensors (epoch {epoch} of stage 2, weights averaged)"
     seen.fused_features = seen.attempt("fused features", lambda: extract_fused(network.fusion, dialogues)) or {}
-    fused = seen.fused_features
-    if fused and len(next(iter(fused.values()))) == len(labels):
+    seen.fused_features = fused = {m: f[rows] for m, f in seen.fused_features.items()}
+    if fused:
         seen.fused = seen.attempt(
             "map of the fused features", lambda: fused_map(fused, labels, seen.label_names, f"Generators of {weights}.")
         )
-    if found and len(found.last_layer) == len(labels):
+    if found:
         about = f"What the classifier's last linear layer reads, of {weights}."
         seen.last_layer = seen.attempt(
             "map of the last layer",
-            lambda: fused_map({"": found.last_layer}, labels, seen.label_names, about, most=2 * POINTS),
+            lambda: fused_map({"": found.last_layer[rows]}, labels, seen.label_names, about, most=2 * POINTS),
         )
 
 

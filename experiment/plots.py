@@ -108,7 +108,7 @@ def adversarial_losses(history: Sequence[Mapping[str, float]], even: tuple[float
 def fusion_losses(history: Sequence[Mapping[str, float]]) -> plt.Figure | None:
     """Every loss of the generators but the adversarial one, by epoch, one panel each; None where there is no other."""
     curves = pd.DataFrame(history).set_index("epoch").drop(columns="seconds", errors="ignore")
-    kinds = dict.fromkeys(c.partition("_")[2] for c in curves if not c.endswith(("_G_loss", "_D_loss")))
+    kinds = dict.fromkeys(c.partition("_")[2] for c in curves if "_G_" not in c and "_D_" not in c)
     if not kinds:
         return None
     rows = -(-len(kinds) // 2)

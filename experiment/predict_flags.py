@@ -20,9 +20,16 @@ def build_parser() -> Parser:
     parser.add_argument("run", metavar="RUN", help="directory of the run; of a --seeds run, its members are averaged")
     parser.add_argument("file", metavar="FILE", nargs="?", help="a feature file of any layout, labelled or not")
     what = parser.add_argument_group("what to do, besides predicting FILE")
+    what.add_argument("--manifest", metavar="CSV", help="recordings that a CSV file lists, by the run's own encoders")
+    what.add_argument("--recording", metavar="MEDIA", help="a recording with its transcript, by the run's own encoders")
     what.add_argument("--stream", action="store_true", help="answer turns, JSON lines on standard input, as they come")
     what.add_argument("--export", metavar="OUT", help="write the network as .onnx, or as .pt2 for torch.export")
     files = parser.add_argument_group("predicting a file")
+    files.add_argument("--speakers", type=int, metavar="N", help="of a recording: how many there are, to be checked")
+    files.add_argument(
+        "--transcript", metavar="PATH", help="of a recording: .srt, .vtt or .TextGrid (default: beside it)"
+    )
+    files.add_argument("--cache", metavar="DIR", default=".extract_cache", help="where features of recordings are kept")
     files.add_argument("--out", metavar="CSV", help="where the table goes (default: predictions.csv)")
     files.add_argument("--json", action="store_true", help="print JSON lines, one an utterance; no table unless --out")
     files.add_argument("--quiet", action="store_true", help="print no transcript")
@@ -44,12 +51,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     asked = [
-        name for name, given in (("FILE", args.file), ("--stream", args.stream), ("--export", args.export)) if given
+        name
+        for name, given in (
+            ("FILE", args.file),
+            ("--manifest", args.manifest),
+            ("--recording", args.recording),
+            ("--stream", args.stream),
+            ("--export", args.export),
+        )
+        if given
     ]
     if len(asked) != 1:
-        parser.error(f"give one of FILE, --stream and --export{', not ' + ' and '.join(asked) if asked else ''}")
+        instead = f", not {' and '.join(asked)}" if asked else ""
+        parser.error(f"give one of FILE, --manifest, --recording, --stream and --export{instead}")
     for flag in ("out", "json", "quiet", "split"):
-        if getattr(args, flag) and not args.file:
+        if getattr(args, flag) and not (args.file or args.manifest or args.recording):
             parser.error(f"--{flag} goes with a FILE; leave it out with {asked[0]}")
     if args.strict and not args.stream:
         parser.error("--strict goes with --stream; leave it out")

@@ -627,6 +627,8 @@ def contradiction(settings: Settings) -> str | None:
         return f"--fused-channels {fusion.channels}: past and future share the width evenly; give an even one"
     if fusion.more_epochs and not fusion.trained_run:
         return "--continue-train-GAN-step needs --use-trained-GAN RUN"
+    if settings.run.calibrate and fusion.trained_run:
+        return "--calibrate holds dialogues out that the run of --use-trained-GAN has seen; leave one of them out"
     return None
 
 

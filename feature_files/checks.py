@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dataloader import IEMOCAP_LABELS, MODALITIES, Corpus, Dialogue, session_of
+from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus, Dialogue, session_of
 from files import InputError, is_printable, printable
 
 # The layouts that are read, by name, and their numbers in the table of ``IEMOCAP_features/README.md``.
@@ -106,6 +106,7 @@ class Checks:
     faults: list[str] = field(default_factory=list)
     given_names: Sequence[str] | None = None
     needs: Sequence[str] = ("train", "test")
+    unlabelled: bool = field(default=False, init=False)  # whether the layout knows utterances without a label
 
     def __post_init__(self) -> None:
         self.room = max(UNFOLDED, 16 * self.size)
@@ -136,6 +137,7 @@ class Checks:
         Raises:
             InputError: One line with file, field, dialogue and cure, for the first thing that is wrong.
         """
+        self.unlabelled = parts.layout == "gan-ffn"
         labels = self.table("labels", parts.labels)
         if sum(map(length_of, labels.values())) > self.size + 1000:
             raise self.error("labels", "more utterances than a file of this size can hold", "get the file again")
@@ -162,7 +164,8 @@ class Checks:
         for i, dialogue in dialogues.items():
             if (worst := dialogue.labels.max()) >= len(names):
                 self.fault("labels", f"label {worst} is outside 0..{len(names) - 1}", "correct the labels", i)
-        return Corpus(self.file, dialogues, self.splits(parts.splits, dialogues, set(labels)), names, sha256)
+        splits = self.splits(parts.splits, dialogues, set(labels))
+        return Corpus(self.file, dialogues, splits, names, sha256, parts.provenance)
 
     def table(self, field: str, value: Any) -> dict[str, Any]:
         """A dictionary by dialogue, its ids made strings."""
@@ -208,7 +211,8 @@ class Checks:
             isinstance(row, np.ndarray)
             and row.ndim == 1
             and row.dtype.kind in "iu"
-            and 0 <= row.min() <= row.max() < 2**31
+            and (row.min() >= 0 or (self.unlabelled and row[row != IGNORE_LABEL].min(initial=0) == 0))
+            and row.max() < 2**31
         ):
             return row.astype(np.int64)
         for value in values:
@@ -398,7 +402,9 @@ class Checks:
         for split in self.needs:
             if not read.get(split):
                 self.fault(split, "no dialogues", f"list the dialogues to {split} on")
-        return {split: ids for split, ids in read.items() if ids or split != "valid"}
+            elif all((dialogues[i].labels == IGNORE_LABEL).all() for i in read[split]):
+                self.fault(split, "no utterance with a label", f"label some of the dialogues to {split} on")
+        return {split: ids for split, ids in read.items() if ids or split in self.needs}
 
 
 def id_of(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m feature_files inspect|convert|join|download``.
+"""The command line: ``python -m feature_files inspect|convert|join|merge|download``.
 
 Nothing heavy is imported before the flags are known to be right.
 """
@@ -42,6 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
     two.add_argument("av_file", type=Path, help="has visual, acoustic, or both, of the same utterances")
     two.add_argument("out", type=Path, metavar="OUT", help="as for convert")
 
+    many = commands.add_parser("merge", help="join the parts that extract_features.py --shard wrote")
+    many.add_argument("parts", type=Path, nargs="+", metavar="PARTS", help="all of them, in any order")
+    many.add_argument("out", type=Path, metavar="OUT", help="NAME.safetensors")
+
     for command in (one, two):
         command.add_argument("--text-layers", default="mean", help="mean (default), concat, or a layer's number from 1")
         command.add_argument("--target", default="emotion", help="emotion (default) or sentiment")
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None, ready: Callable[[], None] = lambda: 
     args = build_parser().parse_args(argv)
     try:
         try:
-            say({"inspect": _inspect, "download": _download}.get(args.command, _convert)(args, ready))
+            say({"inspect": _inspect, "download": _download, "merge": _merge}.get(args.command, _convert)(args, ready))
         except MemoryError:
             raise InputError(f"{args.command}: out of memory; give it a smaller file, or more memory") from None
     except InputError as error:
@@ -115,12 +119,22 @@ def _convert(args: argparse.Namespace, ready: Callable[[], None]) -> str:
     return printable(str(args.out), None)
 
 
+def _merge(args: argparse.Namespace, ready: Callable[[], None]) -> str:
+    from feature_files import merge
+
+    ready()
+    _spare(args.parts, args.out)
+    merge(args.parts, args.out)
+    return printable(str(args.out), None)
+
+
 def _provenance(files: Sequence[Path], corpora: Sequence[Corpus], choices: Mapping[str, str]) -> dict[str, Any]:
     origin = [
         {"file": printable(file.name, 200), "sha256": corpus.sha256}
         for file, corpus in zip(files, corpora, strict=True)
     ]
-    return {"from": origin, **choices}
+    before = corpora[0].provenance if len(corpora) == 1 else {}
+    return {**before, "from": origin, **choices}
 
 
 def _spare(inputs: Sequence[Path], out: Path) -> None:

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from dataloader import MODALITIES, Corpus
 from feature_files.checks import Parts
 from feature_files.sources import first_bytes, sha256_of
-from files import InputError, printable, replacing
+from files import InputError, printable
 
 FORMAT = "gan-ffn-features-1"
 DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8}
@@ -41,22 +40,19 @@ def write_container(corpus: Corpus, path: str | Path, provenance: Mapping[str, A
     Raises:
         InputError: If the file cannot be written.
     """
+    from feature_files.stream import stream_container
+
     dialogues = list(corpus.dialogues.values())
-    tensors = {m: np.concatenate([d.features[m] for d in dialogues]).astype(np.float32) for m in corpus.dims}
-    finite = all(bool(np.isfinite(x).all()) for x in tensors.values())
-    tensors["labels"] = np.concatenate([d.labels for d in dialogues]).astype(np.int64)
     about = {
-        "dialogues": [[d.id, len(d)] for d in dialogues],
+        "dialogues": [(d.id, len(d)) for d in dialogues],
         **{name: [x for d in dialogues for x in getattr(d, name)] for name in COLUMNS},
-        "splits": {name: list(ids) for name, ids in corpus.splits.items()},
-        "label_names": list(corpus.label_names),
-        "finite": finite,
-        "sha256": {name: hashlib.sha256(tensor).hexdigest() for name, tensor in tensors.items()},
-        "provenance": dict(provenance or {}),
+        "splits": corpus.splits,
+        "label_names": corpus.label_names,
     }
-    content = save(tensors, metadata={"format": FORMAT, "corpus": json.dumps(about, ensure_ascii=False)})
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        stream.write(content)
+    labels = np.concatenate([d.labels for d in dialogues]).astype(np.int64)
+    features = {m: (width, [d.features[m] for d in dialogues]) for m, width in corpus.dims.items()}
+    finite = all(np.isfinite(d.features[m]).all() for m in corpus.dims for d in dialogues)
+    stream_container(path, about, labels, features, finite=finite, provenance=provenance)
 
 
 def is_container(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "dialogues": {name: len(members) for name, members in splits.items()},
         "utterances": {name: sum(map(len, members)) for name, members in splits.items()},
         "in_no_split": len(outside),
+        "unlabelled": sum(int((d.labels < 0).sum()) for d in corpus.dialogues.values()),
         "dialogue_lengths": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
         "classes": corpus.num_classes,
         "label_names": list(corpus.label_names),
@@ -65,7 +65,7 @@ def describe(corpus: Corpus) -> dict[str, Any]:
 
 def _counts(dialogues: list[Dialogue], classes: int) -> list[int]:
     labels = np.concatenate([d.labels for d in dialogues]) if dialogues else np.zeros(0, np.int64)
-    return np.bincount(labels[labels < classes], minlength=classes).tolist()
+    return np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes).tolist()
 
 
 def _rows(dialogues: list[Dialogue], modality: str) -> np.ndarray:
@@ -137,7 +137,7 @@ def _probe(splits: dict[str, list[Dialogue]], modality: str) -> dict[str, float]
     x, labels = _rows(train, modality), np.concatenate([d.labels for d in train])
     x_test, y_test = _rows(test, modality), np.concatenate([d.labels for d in test])
     groups = np.repeat(np.arange(len(train)), [len(d) for d in train])
-    there, there_test = _there(x), _there(x_test)
+    there, there_test = _there(x) & (labels >= 0), _there(x_test) & (y_test >= 0)
     x, labels, groups, x_test, y_test = x[there], labels[there], groups[there], x_test[there_test], y_test[there_test]
     if len(set(groups.tolist())) < FOLDS or not len(y_test):
         return None
@@ -182,6 +182,8 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append(f"{split:<11} {dialogues} dialogues, {report['utterances'][split]} utterances")
     if report["in_no_split"]:
         lines.append(f"no split    {report['in_no_split']} dialogues")
+    if report["unlabelled"]:
+        lines.append(f"no label    {report['unlabelled']} utterances")
     lines += ["", f"{'class':<16}" + "".join(f"{split:>16}" for split in report["class_counts"])]
     for k, name in enumerate(report["label_names"]):
         cells = ((counts[k], sum(counts)) for counts in report["class_counts"].values())
@@ -198,11 +200,22 @@ def as_text(report: dict[str, Any]) -> str:
     lines += ["", f"sha256      {report['sha256']}"]
     if report["git_blob"]:
         lines.append(f"git blob    {report['git_blob']}")
-    for key, value in report["provenance"].items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        lines.append(f"{printable(key, 40):<11} {printable(shown, 1000)}")
+    lines += [f"provenance  {printable(line, 300)}" for line in provenance_lines(report["provenance"])]
     lines += [f"warning     {printable(line, 1000)}" for line in report["warnings"]]
     return "\n".join(lines)
+
+
+def provenance_lines(value: Any, name: str = "") -> list[str]:
+    """A file's own word on where it comes from, a leaf a line; what it says is quoted, for anyone may have written it.
+
+    Args:
+        value: Of JSON.
+        name: The path to it.
+    """
+    if isinstance(value, dict) and value and name.count(".") < 4:
+        pairs = list(value.items())[:50]
+        return [line for key, item in pairs for line in provenance_lines(item, f"{name}.{key!s:.60}".lstrip("."))]
+    return [f"{ascii(name)[1:-1]}: {ascii(value)[:200]}"] if value not in ({}, [], "") else []
 
 
 def draw(corpus: Corpus, path: Path) -> None:
@@ -215,7 +228,7 @@ def draw(corpus: Corpus, path: Path) -> None:
     maps = list(corpus.dims)
     figure = Figure(figsize=(4.4 * max(2, len(maps)), 8.4), layout="constrained")
     figure.suptitle(_drawable(Path(corpus.name).name))
-    names = [_drawable(name) for name in corpus.label_names[:DRAWN]]
+    names = [_drawable(name) for name in corpus.label_names] if corpus.num_classes <= DRAWN else []
     rows = figure.subfigures(2, 1)
     shares, lengths = rows[0].subplots(1, 2)
     splits = [name for name in ("train", "valid", "test") if corpus.splits.get(name)]
@@ -228,11 +241,14 @@ def draw(corpus: Corpus, path: Path) -> None:
             positions + (k - (len(splits) - 1) / 2) * width, counts / counts.sum(), width, color=grey, label=name
         )
         lengths.hist([len(d) for d in members], bins=bins, color=grey, histtype="step", linewidth=2, label=name)
-    shares.set(title="Share of each class", ylabel="share of the split's utterances", xticks=positions[:DRAWN])
-    shares.set_xticklabels(names, rotation=30, ha="right")
+    shares.set(title="Share of each class", ylabel="share of the split's utterances")
+    if names:
+        shares.set_xticks(positions, names, rotation=30, ha="right")
+    else:
+        shares.set_xlabel("number of the class")
     lengths.set(title="Length of dialogues", xlabel="utterances", ylabel="dialogues")
     if splits:
-        shares.legend(frameon=False)
+        shares.legend(frameon=False, loc="upper right")  # finding the best place takes long where bars are many
         lengths.legend(frameon=False)
 
     dialogues = list(corpus.dialogues.values())
@@ -258,8 +274,8 @@ def draw(corpus: Corpus, path: Path) -> None:
                 axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
         axes.set(title=f"{modality}, {corpus.dims[modality]} features", xlabel="first principal component", xticks=[])
         axes.set(ylabel="second", yticks=[])
-    handles = rows[1].axes[0].collections[:DRAWN]
-    if handles:
+    handles = next((axes.collections for axes in rows[1].axes if axes.collections), ())
+    if handles and names:
         rows[1].legend(
             handles, names, loc="outside lower center", ncols=min(7, len(names)), frameon=False, markerscale=2.5
         )

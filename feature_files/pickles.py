@@ -210,8 +210,8 @@ def write_nine_tuple(corpus: Corpus, path: str | Path) -> None:
         features("acoustic"),
         features("visual"),
         {d.id: list(d.sentences) for d in dialogues},
-        [*corpus.splits["train"], *corpus.splits.get("valid", ())],
-        list(corpus.splits["test"]),
+        [*corpus.splits.get("train", ()), *corpus.splits.get("valid", ())],
+        list(corpus.splits.get("test", ())),
     )
     with replacing(path) as temporary, temporary.open("wb") as stream:
         _OldPathPickler(stream, protocol=3).dump(content)

@@ -114,13 +114,18 @@ def test_inspect_warns_of_features_made_with_labels(save, capsys):
     assert "labels of both splits" in lines(probed(betrayed=5.0, honest=5.0))[0]
 
 
-@pytest.mark.parametrize("case", ["usual", "tiny", "nan", "one modality"])
+@pytest.mark.parametrize("case", ["usual", "tiny", "nan", "one modality", "many classes", "constant"])
 def test_inspect_draws_a_picture(save, tmp_path, case):
     nine = make_nine({"a": 1, "b": 1}) if case == "tiny" else probed(n=5)
     if case == "tiny":
         nine[7], nine[8] = ["a"], ["b"]
     if case == "nan":
         nine[3][next(iter(nine[3]))][:] = np.nan
+    if case == "many classes":
+        nine = make_nine({"a": 150, "b": 150}, classes=150)
+        nine[7], nine[8] = ["a"], ["b"]
+    if case == "constant":
+        nine[3] = {i: np.ones_like(rows) for i, rows in nine[3].items()}
     if case == "one modality":
         nine[4] = nine[5] = {}
     picture = tmp_path / "a.png"

@@ -1,9 +1,14 @@
-"""Random damage to valid files: only our own error ever leaves, and memory stays within bounds."""
+"""Random damage to valid files: only our own error ever leaves, and time and memory stay within bounds."""
 
 import json
 import pickle
+import random
+import signal
+import tempfile
 import tracemalloc
+from pathlib import Path
 
+import attack
 import numpy as np
 import pytest
 from feature_content import make_nine
@@ -12,12 +17,42 @@ from hypothesis import strategies as st
 
 import feature_files
 from dataloader import Corpus
-from files import InputError
+from files import InputError, is_printable
 
 MOST_MEMORY = 2**26  # of files of a few kilobytes
+MOST_SECONDS = 20  # a hundred times what any of them takes, since the machine may be busy
 FUZZ = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
+
+
+def late(*_):
+    raise TimeoutError(f"not read after {MOST_SECONDS} s")
+
+
+def held(path):
+    """Whether a file is a corpus or one line, soon, in little memory, and with nothing in it that cannot be shown."""
+    tracemalloc.start()
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(MOST_SECONDS)
+    try:
+        for look in (feature_files.read, lambda p: feature_files.read(p, missing="mask", lenient=True)):
+            try:
+                corpus = look(path)
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1000
+                continue
+            assert isinstance(corpus, Corpus)
+            for dialogue in corpus.dialogues.values():
+                for name in (dialogue.id, *dialogue.speakers, *dialogue.utterances):
+                    assert is_printable(name) and len(name) < 6000
+                "".join(dialogue.sentences).encode()
+            assert all(is_printable(name) and 0 < len(name) <= 100 for name in corpus.label_names)
+        assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        tracemalloc.stop()
 
 
 @pytest.fixture
@@ -27,16 +62,7 @@ def read(tmp_path):
     def read(raw, name="features.bin", folder=False):
         path = tmp_path / name
         path.write_bytes(raw)
-        tracemalloc.start()
-        try:
-            for look in (feature_files.read, lambda p: feature_files.read(p, missing="mask", lenient=True)):
-                try:
-                    assert isinstance(look(tmp_path if folder else path), Corpus)
-                except InputError as error:
-                    assert "\n" not in str(error) and len(str(error)) < 1000
-            assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
-        finally:
-            tracemalloc.stop()
+        held(tmp_path if folder else path)
 
     return read
 
@@ -197,3 +223,31 @@ def test_a_small_file_does_not_unfold_into_a_large_one(read, labels, text):
     people = {i: people[len(row)] for i, row in labels.items()}
     ids = list(labels)
     read(pickle.dumps(({}, people, labels, text, {}, {}, people, ids[:1], ids[1:])))
+
+
+LAYOUTS = (*attack.pickles(), *attack.folders(), "gan-ffn")
+CASES = 60  # of each layout; benchmarks/attack.py tries all
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """Every hostile value in every place of every layout, by layout."""
+    found = {layout: [] for layout in LAYOUTS}
+    for one in attack.values():
+        found[next(layout for layout in sorted(LAYOUTS, key=len, reverse=True) if one.name.startswith(layout))].append(
+            one
+        )
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hostile_values_in_every_place(cases, layout):
+    assert len(cases[layout]) > 500
+    for one in random.Random(layout).sample(cases[layout], CASES):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(one.make(Path(folder))[1])
+            try:
+                held(path)
+            except BaseException as error:
+                error.add_note(one.name) if hasattr(error, "add_note") else None
+                raise

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_run import SETTINGS, corpus_of, data_of, make_run
 
@@ -166,3 +167,15 @@ def test_runs_are_compared_on_what_all_scored(tmp_path):
     said = [read_predictions(tmp_path / name / "predictions.csv")[0]["predicted"] for name in ("one", "two")]
     assert len(data["label"]) == int((said[0] != said[1]).sum())
     assert data["runs"] == ["one", "two"] and "less the first" in made.read_text()
+
+
+def test_utterances_without_a_label_are_left_out_and_said(tmp_path):
+    network, dialogues = make_run(tmp_path / "run", corpus_of([9, 7]))
+    path = tmp_path / "run" / "predictions.csv"
+    table = pd.read_csv(path, dtype=str)
+    table.loc[[2, 10], "label"] = ""
+    table.assign(confidence="0.5", sentence="said").to_csv(path, index=False)
+    made = write_page(tmp_path / "run", network=network, dialogues=dialogues)
+    data = data_of(made)
+    assert len(data["d"]) == 14 and "2 utterances without a label" in made.read_text()
+    assert data["text"][2] == "sentence 3 of Ses05_d00" and set(data["confidence"]) == {500}

@@ -23,8 +23,7 @@ import torch
 import train_IEMOCAP
 import utils
 from benchmarks.soak import bits, soak
-from experiment import evaluation, plan, plots
-from experiment import run as experiment_run
+from experiment import evaluation, plan, plots, tensorboard
 from experiment.run import Run
 from feature_files import write_nine_tuple
 from files import TrainingError, replacing
@@ -340,7 +339,7 @@ def test_a_full_disk_ends_in_a_line_and_the_run_goes_on(features, finished, tmp_
     where = {
         "checkpoint": (Path, "write_bytes"),
         "curves": (pd.DataFrame, "to_csv"),
-        "events": (experiment_run.EventsWriter, "flush"),
+        "events": (tensorboard.EventsWriter, "flush"),
         "report": (Path, "write_text"),
         "picture": (plots.plt.Figure, "savefig"),
     }[what]

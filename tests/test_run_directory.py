@@ -189,22 +189,21 @@ def test_fused_features_do_not_go_into_a_folder_of_features(features, tmp_path):
             check_export(settings, small_corpus(), str(out))
 
 
-@pytest.mark.parametrize("out", ["/dev/null", "/dev/full", "a folder", "no/such/x.pkl", "x" * 245 + ".pkl"])
+@pytest.mark.parametrize("out", ["a pipe", "a folder", "no/such/x.pkl", "x" * 245 + ".pkl", "9" * 5000])
 def test_an_export_that_cannot_be_is_refused_before_training(features, tmp_path, refused, out, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a folder").mkdir()
-    before = Path(out).stat().st_mode if out.startswith("/dev") else None
+    os.mkfifo(tmp_path / "a pipe")  # not a device of the machine, which a fault would cost it
     refused("--features", features, "--out", tmp_path / "run", *QUICK, "--export-fused", out)
     assert not (tmp_path / "run").exists()
-    assert before is None or Path(out).stat().st_mode == before
+    assert (tmp_path / "a pipe").is_fifo()
 
 
 def test_a_device_or_pipe_is_not_replaced(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/null")):
-        with pytest.raises(WriteError), replacing(path) as temporary:
-            temporary.write_text("x")
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    os.mkfifo(tmp_path / "pipe")  # not a device of the machine, which a fault would cost it
+    with pytest.raises(WriteError), replacing(tmp_path / "pipe") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_link_laid_for_the_temporary_file_is_not_followed(tmp_path):

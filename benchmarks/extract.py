@@ -1,0 +1,264 @@
+"""What extraction costs, and what text context is worth.
+
+    python benchmarks/extract.py speed                  # real-time factor by modality, espeak-ng's voices, drawn clips
+    python benchmarks/extract.py memory                 # 200,000 utterances of 3,000 features, peak memory
+    python benchmarks/extract.py text --features FILE   # the packaged encoder against the text features of FILE
+    python benchmarks/extract.py context --features FILE [--folds sessions] [--seeds LIST] [-- FLAGS of training]
+
+Networks of `speed` have the size of the named ones and random weights, which cost the same. Each command prints its
+table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+# Before this folder, in which this file has the name of a package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import feature_files
+from extract import pipeline
+from extract.encoders import PRESETS, Settings, encoders
+from extract.listing import Clip, Listing, Utterance
+from extract.models import Encoder
+from feature_files.container import sha256_of
+from files import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+LINES = (
+    "I told you that yesterday, and the day before.",
+    "No, you never did!",
+    "Well, I am telling you now, so please listen to me for once.",
+    "Fine.",
+)
+
+
+# Speed ----------------------------------------------------------------------------------------------------------------
+
+
+def speed(folder: Path, count: int) -> list[str]:
+    """Seconds of computing a second of media, by modality and encoder."""
+    rows = ["| modality | encoder | utterances | media, s | took, s | real time | CPU seconds a second |"]
+    rows.append("|---|---|--:|--:|--:|--:|--:|")
+    listing = _spoken(folder, count)
+    length = sum(u.video.end for u in listing.utterances)
+    for modality, spec, name in _networks(folder):
+        settings = replace(Settings(text="none", visual="none", acoustic="none"), **{modality: spec})
+        out, cache = folder / "speed.safetensors", folder / f"{time.time_ns()}.sqlite"
+        before = os.times()
+        summary = pipeline.run(listing, settings, out, cache=cache, say=lambda line: None)
+        after, took = os.times(), summary.seconds[modality]
+        busy = sum(after[:4]) - sum(before[:4])  # user and system, of this process and of those that decoded
+        rows.append(
+            f"| {modality} | {name} | {count} | {length:.0f} | {took:.1f} | {took / length:.3f} | {busy / length:.3f} |"
+        )
+    return rows
+
+
+def _spoken(folder: Path, count: int) -> Listing:
+    """Utterances that espeak-ng speaks, beside the picture of a face that scikit-image ships, moving."""
+    import av
+    import soundfile
+    from skimage.data import astronaut
+
+    face, utterances = astronaut()[:480, :360], []
+    for k in range(count):
+        path = folder / f"{k}.wav"
+        voice = ("en+m3", "en+f3")[k % 2]
+        subprocess.run(["espeak-ng", "-v", voice, "-w", str(path), f"{LINES[k % 4]} {k}"], check=True)
+        seconds = soundfile.info(path).duration
+        clip = folder / f"{k}.mp4"
+        with av.open(str(clip), "w") as file:
+            stream = file.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 360, 480, "yuv420p"
+            for t in range(max(1, int(seconds * 25))):
+                picture = np.ascontiguousarray(np.roll(face, t % 20, 1))
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode())
+        text = f"{LINES[k % 4]} {k}"
+        sound, pictures = Clip(str(path), 0.0, seconds), Clip(str(clip), 0.0, seconds)
+        utterances.append(Utterance("d", f"u{k}", "AB"[k % 2], text, sound, pictures, 0))
+    return Listing(str(folder / "spoken"), utterances, {"d": "train"}, ("some",))
+
+
+def _networks(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Modality, encoder and name of what is measured; networks are made when their turn comes."""
+    import transformers as hf
+
+    yield "text", PRESETS["laptop"]["text"], "all-MiniLM-L6-v2"
+    yield "acoustic", "opensmile:eGeMAPSv02", "openSMILE eGeMAPSv02"
+    yield "acoustic", "opensmile:ComParE_2016", "openSMILE ComParE_2016"
+    hf.WavLMModel(hf.WavLMConfig()).save_pretrained(folder / "wavlm")
+    hf.Wav2Vec2FeatureExtractor().save_pretrained(folder / "wavlm")
+    yield "acoustic", f"transformers:{folder / 'wavlm'}", "WavLM base, its size"
+    hf.CLIPModel(hf.CLIPConfig()).save_pretrained(folder / "clip")
+    hf.CLIPImageProcessor().save_pretrained(folder / "clip")
+    yield "visual", f"transformers:{folder / 'clip'}", "CenterFace, CLIP ViT-B/32, its size"
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def memory(folder: Path, count: int, width: int) -> list[str]:
+    """Peak resident memory of an extraction and of its reading, with an encoder that costs nothing."""
+
+    def encode(batch: Sequence[tuple[str, ...]]) -> np.ndarray:
+        return np.array([np.resize(np.float32(hash(turns) % 1000), width) for turns in batch])
+
+    turns = [
+        Utterance(f"d{k // 50}", f"d{k // 50}_{k}", "AB"[k % 2], f"{LINES[k % 4]} {k}", label=k % 6)
+        for k in range(count)
+    ]
+    splits = {f"d{k}": ("train", "test")[k % 5 == 0] for k in range(-(-count // 50))}
+    listing = Listing("fake", turns, splits, tuple("abcdef"))
+    encoder = Encoder({"encoder": "fake", "licence": "none"}, lambda: encode, {})
+    before, started, out = _peak(), time.perf_counter(), folder / "large.safetensors"
+    pipeline.run(
+        listing, Settings(), out, cache=folder / "c.sqlite", workers=0, batch_size=256, opened={"text": encoder}
+    )
+    took, peak = time.perf_counter() - started, _peak()
+    return [
+        "| utterances | features | file, GB | took, s | peak memory, GiB | of it before the start, GiB |",
+        "|--:|--:|--:|--:|--:|--:|",
+        f"| {count} | {width} | {out.stat().st_size / 1e9:.2f} | {took:.0f} | {peak:.2f} | {before:.2f} |",
+    ]
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def text(features: Path) -> list[str]:
+    """How near the packaged sentence encoder comes to the text features of a file made with the same network."""
+    corpus = feature_files.read(features)
+    (encoder,) = encoders(Settings(visual="none", acoustic="none"), "cpu", sha256_of).values()
+    encode, lowest, count = encoder.load(), 1.0, 0
+    for d in corpus.dialogues.values():
+        rows, theirs = encode([(said,) for said in d.sentences]), d.features["text"]
+        cosine = (rows * theirs).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(theirs, axis=1)
+        lowest, count = min(lowest, float(cosine.min())), count + len(d)
+    return ["| utterances | lowest cosine |", "|--:|--:|", f"| {count} | {lowest:.7f} |"]
+
+
+def context(
+    features: Path,
+    folder: Path,
+    turns: Sequence[int],
+    seeds: Sequence[int],
+    folds: str,
+    jobs: int,
+    flags: Sequence[str],
+) -> list[str]:
+    """F1 by how many turns before it a text encoder reads; the other modalities as the file has them."""
+    corpus = feature_files.read(features)
+    utterances = [
+        Utterance(d.id, name, speaker, said, label=int(label))
+        for d in corpus.dialogues.values()
+        for name, speaker, said, label in zip(d.utterances, d.speakers, d.sentences, d.labels, strict=True)
+    ]
+    splits = {i: split for split, ids in corpus.splits.items() for i in ids}
+    listing = Listing(str(features), utterances, splits, corpus.label_names)
+    files, probes = {}, {}
+    for n in turns:
+        settings = Settings(visual="none", acoustic="none", text_context=n)
+        made = folder / f"text{n}.safetensors"
+        pipeline.run(listing, settings, made, cache=folder / "cache.sqlite", workers=0)
+        rows = feature_files.read(made)
+        merged = {
+            i: replace(d, features={**d.features, "text": rows.dialogues[i].features["text"]})
+            for i, d in corpus.dialogues.items()
+        }
+        files[n] = folder / f"context{n}.safetensors"
+        feature_files.write_container(replace(corpus, dialogues=merged), files[n])
+        probes[n] = 100 * feature_files.inspect(files[n])["probe"]["text"]["test"]
+    if not seeds:
+        return [
+            "| turns before | linear probe of the text |",
+            "|--:|--:|",
+            *(f"| {n} | {probes[n]:.2f} |" for n in turns),
+        ]
+
+    def score(job: tuple[int, int]) -> dict[str, float]:
+        n, seed = job
+        run = folder / f"context{n}-seed{seed}"
+        command = [sys.executable, str(ROOT / "train_IEMOCAP.py"), "--features", str(files[n]), "--out", str(run)]
+        command += ["--seed", str(seed), "--no-cuda", *(["--folds", folds] if folds else []), *flags]
+        if not (run / "summary.json").is_file() and not (run / "report.json").is_file():
+            done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True)
+            if done.returncode:
+                raise InputError(f"training: {done.stderr.strip().splitlines()[-1]:.300}")
+        reports = sorted(run.rglob("report.json"))
+        return {p.parent.name if folds else "test": json.loads(p.read_text())["test"]["weighted_f1"] for p in reports}
+
+    work = [(n, seed) for seed in seeds for n in turns]
+    with ThreadPoolExecutor(jobs) as pool:
+        scores = dict(zip(work, pool.map(score, work), strict=True))
+    names = sorted({name for one in scores.values() for name in one})
+    rows = [
+        f"| turns before | {' | '.join(names)} | mean | sd over seeds | seeds |",
+        "|--:|" + "--:|" * (len(names) + 3),
+    ]
+    for n in turns:
+        table = np.array([[scores[n, seed][name] for name in names] for seed in seeds])
+        each = table.mean(1)
+        sd = f"{each.std(ddof=1):.2f}" if len(seeds) > 1 else "–"
+        rows.append(
+            f"| {n} | {' | '.join(f'{x:.2f}' for x in table.mean(0))} | {each.mean():.2f} | {sd} | {len(seeds)} |"
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a measurement and print its table."""
+    parser = argparse.ArgumentParser(description="What extraction costs, and what text context is worth.")
+    parser.add_argument("what", choices=("speed", "memory", "text", "context"))
+    parser.add_argument("--features", type=Path, help="a feature file with sentences")
+    parser.add_argument("--utterances", type=int, help="how many (default: 60 of speed, 200000 of memory)")
+    parser.add_argument("--width", type=int, default=3000, help="features of memory")
+    parser.add_argument("--turns", default="0,2,4", help="contexts to compare")
+    parser.add_argument("--seeds", default="0,1,2,3,4,5,6,7,8,9", help="one run each; '' for a linear probe alone")
+    parser.add_argument("--folds", default="", help="of training, such as sessions")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--out", type=Path, help="where runs are kept, so that the same command goes on")
+    parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of train_IEMOCAP.py")
+    args = parser.parse_args(argv)
+    if args.what in ("text", "context") and args.features is None:
+        parser.error(f"{args.what}: --features: name a feature file with sentences")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if args.what == "speed":
+                rows = speed(folder, args.utterances or 60)
+            elif args.what == "memory":
+                rows = memory(folder, args.utterances or 200_000, args.width)
+            elif args.what == "text":
+                rows = text(args.features)
+            else:
+                turns, seeds = ([int(k) for k in value.split(",") if k] for value in (args.turns, args.seeds))
+                rows = context(args.features, folder, turns, seeds, args.folds, args.jobs, args.flags)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    print("\n".join(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The same test utterances under several runs: who is better, and whether that is more than chance.
+
+python compare.py runs/first runs/second --out runs/comparison
+python compare.py runs/first --predictions somebody.csv
+"""
+
+from __future__ import annotations
+
+from experiment.compare_flags import parse_args
+from experiment.start import begin, ready
+
+if __name__ == "__main__":
+    begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from experiment.comparison import (
+    DRAWS,
+    LEVEL,
+    Gain,
+    Predictions,
+    compare,
+    gain,
+    latex,
+    markdown,
+    read_run,
+    read_table,
+    score_table,
+)
+from experiment.console import say
+from experiment.run_directory import write_csv
+from files import InputError, printable, replacing
+
+__all__ = ["DRAWS", "Gain", "Predictions", "compare", "gain", "main", "read_run", "read_table"]
+
+
+def summary(tables: Mapping[str, pd.DataFrame], runs: Sequence[Predictions], draws: int) -> str:
+    """What is printed: scores and differences with their intervals, McNemar's test, speakers and sessions."""
+    dialogues = runs[0].table["dialogue"].nunique()
+    seeds = ", ".join(f"{run.name} {len(run.members)}" for run in runs)
+    lines = [
+        f"{len(runs[0].table)} test utterances of {dialogues} dialogues; {LEVEL} % intervals by {draws:,} bootstrap "
+        f"draws of dialogues within sessions; members (seeds) a run: {seeds}.",
+        "",
+        score_table(tables, mark=lambda cell: cell + " *").T.to_string(header=False),
+    ]
+    if len(tables["differences"]):
+        lines += ["", "* the interval excludes 0."]
+        for _, test in tables["mcnemar"].iterrows():
+            lines.append(
+                f"McNemar's exact test, {test['run']} and {test['over']}: right alone {test['right alone']} and "
+                f"{test['other right alone']}, p = {test['p']:.2g} (takes utterances for independent)."
+            )
+    return "\n".join([*lines, "", tables["groups"].to_string(index=False, float_format="{:.2f}".format)])
+
+
+def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    """Each table as CSV, and scores and groups as Markdown and LaTeX."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror}); choose another") from None
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table.round(6))
+    shown = {"comparison": score_table(tables, mark=lambda cell: cell + " *"), "groups": tables["groups"]}
+    if len(tables["mcnemar"]):
+        shown["mcnemar"] = tables["mcnemar"]
+    for ending, written in (("md", markdown), ("tex", latex)):
+        with replacing(folder / f"comparison.{ending}") as temporary:
+            temporary.write_text("\n".join(written(table) for table in shown.values()), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted."""
+    args = parse_args(argv)
+    try:
+        runs = [read_run(Path(run)) for run in args.runs]
+        runs += [read_table(Path(path), runs[0]) for path in args.predictions]
+        tables = compare(runs, args.draws)
+        if args.out:
+            write(tables, Path(args.out))
+        say(summary(tables, runs, args.draws))
+        return 0
+    except InputError as error:
+        print(f"error: {' '.join(printable(str(error), 2000).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    ready()
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""What extract takes from the rest of the project, named in this one place."""
+
+from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus
+from feature_files import media_digest, read, stream_container, write_nine_tuple
+from feature_files.checks import MELD_LABELS
+from feature_files.container import sha256_of
+from files import InputError, WriteError, replacing
+
+__all__ = [
+    "IEMOCAP_LABELS",
+    "IGNORE_LABEL",
+    "MELD_LABELS",
+    "MODALITIES",
+    "Corpus",
+    "InputError",
+    "WriteError",
+    "media_digest",
+    "read",
+    "replacing",
+    "sha256_of",
+    "stream_container",
+    "write_nine_tuple",
+]

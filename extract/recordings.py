@@ -1,0 +1,146 @@
+"""One's own recording with its transcript: SRT, WebVTT or TextGrid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .house import InputError
+from .listing import Clip, Listing, Utterance, read_text, shown
+from .models import need
+
+ENDINGS = (".srt", ".vtt", ".TextGrid", ".textgrid")
+SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff")  # no pictures in these
+NAMED = re.compile(r"\s*(?:\[([^\]\n]{1,60})\]:?|([^\W\d_][^:\n]{0,59}):)\s+(.*)", re.DOTALL)  # [Name] text, Name: text
+
+
+class Turn(NamedTuple):
+    """A line of a transcript: who from when to when (in seconds) said what; no speaker where it names none."""
+
+    speaker: str
+    start: float
+    end: float
+    text: str
+
+
+def read_recording(
+    path: Path, speakers: int | None = None, transcript: Path | None = None, label_names: Sequence[str] = ()
+) -> Listing:
+    """A recording as one dialogue of one utterance a line of its transcript.
+
+    Args:
+        path: A sound or video file.
+        speakers: How many there are, to be checked; nobody guesses who speaks.
+        transcript: An ``.srt``, ``.vtt`` or ``.TextGrid`` file; the one of the recording's name, unless given.
+        label_names: The classes, none of which is given here.
+
+    Raises:
+        InputError: If either file is not there, or the transcript has no times or does not say who speaks.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; name a sound or video file")
+    if transcript is None:
+        beside = [path.with_suffix(ending) for ending in ENDINGS]
+        transcript = next((one for one in beside if one.is_file()), None)
+        if transcript is None:
+            raise InputError(
+                f"{path}: no transcript beside it; write one as {beside[0].name}, .vtt or .TextGrid, or name it by "
+                "--transcript"
+            )
+    listing = Listing(str(path), [], {path.stem: ""}, tuple(label_names), {"kind": "recording", "name": path.name})
+    read = {".srt": _srt, ".vtt": _webvtt, ".textgrid": _textgrid}.get(transcript.suffix.lower())
+    if read is None:
+        raise InputError(f"{transcript}: no transcript of a known kind; give .srt, .vtt or .TextGrid")
+    turns = sorted(read(transcript, listing.files), key=lambda turn: (turn.start, turn.end))
+    if not turns:
+        raise InputError(f"{transcript}: no line with a text; transcribe the recording")
+    names = list(dict.fromkeys(turn.speaker for turn in turns if turn.speaker))
+    if not names and speakers == 1:
+        names = ["speaker"]
+        turns = [turn._replace(speaker="speaker") for turn in turns]
+    if nameless := next((turn for turn in turns if not turn.speaker), None):
+        raise InputError(
+            f"{transcript}: the line at {nameless.start:.2f} s names no speaker; write 'Name: text' (in WebVTT "
+            "<v Name>), or give --speakers 1"
+        )
+    if speakers is not None and len(names) != speakers:
+        raise InputError(
+            f"{transcript}: {len(names)} speakers ({', '.join(map(shown, names[:10]))}), and --speakers says "
+            f"{speakers}; correct one of them"
+        )
+    for k, turn in enumerate(turns):
+        clip = Clip(str(path), turn.start, turn.end)
+        pictures = None if path.suffix.lower() in SOUND else clip
+        listing.utterances.append(Utterance(path.stem, f"{path.stem}_{k:04d}", turn.speaker, turn.text, clip, pictures))
+    return listing
+
+
+def _srt(path: Path, files: dict[str, str]) -> list[Turn]:
+    library = need("--recording", "srt")
+    text = read_text(path, files, path.name).replace("\r\n", "\n")
+    timeless: int | None = None
+    try:
+        lines = list(library.parse(text))
+    except (library.SRTParseError, library.TimestampParseError, ValueError) as error:
+        timeless = getattr(error, "expected_start", 0) or 0
+    else:
+        # The library takes a block without times for more of the one before it.
+        if joined := next((x.content for x in lines if "\n\n" in x.content), None):
+            timeless = text.index(joined) + joined.index("\n\n") + 2
+    if timeless is not None:
+        raise InputError(
+            f"{path}: line {text[:timeless].count(chr(10)) + 1}: no times such as 00:00:01,000 --> 00:00:02,500 before "
+            "a text; give every line its times"
+        )
+    return [_named(x.start.total_seconds(), x.end.total_seconds(), x.content) for x in lines if x.content.strip()]
+
+
+def _webvtt(path: Path, files: dict[str, str]) -> list[Turn]:
+    library = need("--recording", "webvtt", "webvtt-py")
+    text = read_text(path, files, path.name)
+    try:
+        captions = library.from_string(text).captions
+    except Exception as error:  # the library raises its own kinds, and ValueError
+        raise InputError(f"{path}: no WebVTT ({shown(error)}); give every line its times") from None
+    turns = []
+    for caption in captions:
+        said = re.sub(r"<[^>]*>", "", caption.raw_text)
+        if not said.strip():
+            continue
+        turn = _named(
+            caption.start_in_seconds + _milli(caption.start), caption.end_in_seconds + _milli(caption.end), said
+        )
+        voice = (caption.voice or "").strip()
+        turns.append(turn._replace(speaker=voice, text=" ".join(said.split())) if voice else turn)
+    return turns
+
+
+def _milli(time: str) -> float:
+    """The thousandths that webvtt's seconds leave out."""
+    return int(time.rpartition(".")[2]) / 1000
+
+
+def _textgrid(path: Path, files: dict[str, str]) -> list[Turn]:
+    """Interval tiers, each of the speaker it is named after."""
+    library = need("--recording", "praatio.textgrid", "praatio")
+    read_text(path, files, path.name, ("utf-8-sig", "utf-16", "latin-1"))
+    try:
+        grid = library.openTextgrid(str(path), includeEmptyIntervals=False, duplicateNamesMode="rename")
+    except Exception as error:  # the library raises what Python raises at a file cut short
+        raise InputError(f"{path}: no TextGrid ({type(error).__name__}); save it anew from Praat") from None
+    turns = []
+    for name in grid.tierNames:
+        tier = grid.getTier(name)
+        if isinstance(tier, library.IntervalTier):
+            turns += [Turn(name.strip(), start, end, text.strip()) for start, end, text in tier.entries if text.strip()]
+    return turns
+
+
+def _named(start: float, end: float, content: str) -> Turn:
+    """A line whose speaker, if it names one, stands before the text."""
+    match = NAMED.match(content)
+    speaker, text = (match.group(1) or match.group(2), match.group(3)) if match else ("", content)
+    return Turn(speaker.strip(), start, end, " ".join(re.sub(r"<[^>]*>", "", text).split()))

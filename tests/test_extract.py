@@ -1,0 +1,490 @@
+"""From sources to files: caching, stopping, killing, sharding, bad input, and what the file says of itself."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from extraction import LINES, RATE, flat, iemocap_tree, manifest, meld_tree, speak, tiny, tone, video, wav
+from test_extract_readers import SRT
+
+import extract_features
+import feature_files
+import predict
+import train_IEMOCAP
+from dataloader import IGNORE_LABEL
+from extract import for_run, pipeline
+from extract.cache import Cache
+from extract.encoders import Settings
+from extract.listing import Listing, Utterance
+from extract.manifest import read_manifest
+from extract.models import Encoder
+from extract.pipeline import Task, batches, run
+from extract.recordings import read_recording
+from files import InputError, WriteError
+
+ROOT = Path(__file__).parent.parent
+
+
+class Counting:
+    """An encoder of sound without a network: spectra of three bands and the length; counts what it encodes."""
+
+    def __init__(self, name="bands", fail=None):
+        self.seen, self.fail, self.name = 0, fail, name
+
+    def encoder(self):
+        about = {"encoder": f"fake:{self.name}", "licence": "none", "revision": self.name}
+        return Encoder(about, lambda: self.encode, {})
+
+    def encode(self, batch):
+        if self.fail is not None and self.seen >= self.fail:
+            raise KeyboardInterrupt
+        self.seen += len(batch)
+        longest = max(map(len, batch))  # a result that depends on the batch, as padding makes it
+        return np.array([[np.abs(np.fft.rfft(x, 512))[k] for k in (5, 7, 9)] + [len(x) / longest] for x in batch])
+
+
+def talk(folder, count=12, missing=()):
+    """A manifest of two dialogues, an utterance a file, each of another length and pitch."""
+    rows = []
+    for k in range(count):
+        if k not in missing:
+            wav(folder / f"{k}.wav", tone(0.2 + 0.05 * k, 150 + 20 * k))
+        rows.append(
+            {
+                "dialogue": f"d{k % 2}",
+                "utterance": f"u{k}",
+                "speaker": "AB"[k % 2],
+                "text": LINES[k % len(LINES)],
+                "audio": f"{k}.wav",
+                "label": ("happy", "sad")[k % 2],
+                "split": ("train", "test")[k % 2],
+            }
+        )
+    return manifest(folder / "talk.csv", rows)
+
+
+def extracted(path, out, fake=None, **options):
+    """Run the pipeline on a manifest with a fake acoustic encoder, decoding in this process."""
+    listing = read_manifest(path) if isinstance(path, Path) else path
+    fake = fake or Counting()
+    options = {"cache": out.parent / "cache.sqlite", "workers": 0, "batch_size": 3, "say": lambda line: None} | options
+    return run(listing, Settings(), out, opened={"acoustic": fake.encoder()}, **options)
+
+
+# Caching and going on -------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_new_is_computed(tmp_path):
+    path, fake = talk(tmp_path, 6), Counting()
+    extracted(path, tmp_path / "a.safetensors", fake)
+    assert fake.seen == 6
+    extracted(talk(tmp_path, 8), tmp_path / "b.safetensors", fake)
+    assert fake.seen == 8
+    wav(tmp_path / "3.wav", tone(0.4, 444))  # other content under the same name
+    extracted(path, tmp_path / "c.safetensors", fake)
+    assert fake.seen == 9
+    other = Counting("others")
+    extracted(path, tmp_path / "d.safetensors", other)
+    assert other.seen == 8
+    moved = tmp_path / "elsewhere" / "talk.csv"
+    extracted(talk(moved.parent, 6), tmp_path / "e.safetensors", fake)  # the first version of 3.wav is kept as well
+    assert fake.seen == 9
+
+
+def test_the_same_sound_is_encoded_once(tmp_path):
+    fake, path = Counting(), talk(tmp_path, 4)
+    for k in range(4):
+        wav(tmp_path / f"{k}.wav", tone())
+    extracted(path, tmp_path / "a.safetensors", fake)
+    assert fake.seen == 1 and len(np.unique(rows(tmp_path / "a.safetensors"), axis=0)) == 1
+
+
+def rows(path):
+    corpus = feature_files.read(path, missing="mask", needs=())
+    return np.concatenate([d.features["acoustic"] for d in corpus.dialogues.values()])
+
+
+@pytest.mark.parametrize("after", [3, 6, 9])
+def test_an_extraction_that_was_broken_off_ends_with_the_same_bits(tmp_path, after):
+    path = talk(tmp_path, 12, missing=(4,))
+    extracted(path, tmp_path / "whole.safetensors", cache=tmp_path / "one.sqlite")
+    out = tmp_path / "again.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        extracted(path, out, Counting(fail=after), cache=tmp_path / "two.sqlite")
+    assert not out.exists()
+    fake = Counting()
+    extracted(path, out, fake, cache=tmp_path / "two.sqlite")
+    assert fake.seen == 11 - after
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+KILLED = """
+import sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_extract as t
+from pathlib import Path
+class Slow(t.Counting):
+    def encode(self, batch):
+        time.sleep(0.1)
+        return super().encode(batch)
+t.extracted(Path({path!r}), Path({out!r}), Slow(), cache=Path({cache!r}))
+"""
+
+
+def test_a_process_that_is_killed_ends_with_the_same_bits(tmp_path):
+    path, out, cache = talk(tmp_path, 24), tmp_path / "a.safetensors", tmp_path / "killed.sqlite"
+    script = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), path=str(path), out=str(out), cache=str(cache))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    done = 0
+    while done < 6 and process.poll() is None:
+        time.sleep(0.05)
+        with contextlib.suppress(sqlite3.Error), sqlite3.connect(f"file:{cache}?mode=ro", uri=True) as database:
+            done = database.execute("select count(*) from rows").fetchone()[0]
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not out.exists()
+    fake = Counting()
+    extracted(path, out, fake, cache=cache)
+    assert 0 < fake.seen < 24
+    extracted(path, tmp_path / "whole.safetensors", cache=tmp_path / "fresh.sqlite")
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_ctrl_c_finishes_the_batch_and_the_same_command_goes_on(tmp_path, capsys):
+    class Interrupted(Counting):
+        def encode(self, batch):
+            if self.seen == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().encode(batch)
+
+    path = talk(tmp_path, 12)
+    with pytest.raises(pipeline.StoppedError, match="acoustic: 6 of 12 rows are kept; the same command goes on"):
+        extracted(path, tmp_path / "a.safetensors", Interrupted())
+    assert "stopping after this batch" in capsys.readouterr().err
+    fake = Counting()
+    extracted(path, tmp_path / "a.safetensors", fake)
+    assert fake.seen == 6
+
+
+def test_batches_are_cut_the_same_from_whatever_batch_is_next():
+    rng = np.random.default_rng(0)
+    tasks = [Task(bytes([k]), float(size), None) for k, size in enumerate(rng.integers(1, 40, 60))]
+    plan = list(batches(tasks, 8, 100.0))
+    assert sum(map(len, plan)) == 60 and all(len(b) <= 8 for b in plan)
+    assert all(len(b) == 1 or len(b) * max(t.size for t in b) <= 100 for b in plan)
+    for k in range(len(plan)):
+        rest = [task for batch in plan[k:] for task in batch]
+        rng.shuffle(rest)
+        assert list(batches(rest, 8, 100.0)) == plan[k:]
+
+
+def test_failures_are_kept_and_tried_again_when_asked(tmp_path):
+    path = talk(tmp_path, 4)
+    (tmp_path / "2.wav").write_bytes(b"\0" * 100)
+    summary = extracted(path, tmp_path / "a.safetensors")
+    assert summary.lacking == {"acoustic": {"damaged, or no media file (Invalid data found when processing input)": 1}}
+    assert extracted(path, tmp_path / "a.safetensors").computed == {"acoustic": 0}
+    assert extracted(path, tmp_path / "a.safetensors", retry=True).computed == {"acoustic": 1}
+
+
+# The file -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_streamed_file_is_the_one_that_a_corpus_would_be_written_as(tmp_path):
+    extracted(talk(tmp_path, 7, missing=(2,)), tmp_path / "a.safetensors")
+    corpus = feature_files.read(tmp_path / "a.safetensors", missing="mask")
+    feature_files.write_container(corpus, tmp_path / "b.safetensors", corpus.provenance)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert np.isnan(corpus.dialogues["d0"].features["acoustic"][1]).all()
+    assert corpus.splits == {"train": ("d0",), "test": ("d1",)} and corpus.label_names[:2] == ("happy", "sad")
+    assert corpus.dialogues["d1"].sentences == (LINES[1], LINES[3], LINES[0])
+    extracted(talk(tmp_path, 7), tmp_path / "a.pkl")
+    assert feature_files.read(tmp_path / "a.pkl").dims == {"acoustic": 4}
+
+
+def test_parts_of_several_machines_merge_into_the_same_file(tmp_path, capsys):
+    """Batches of one, since parts batch otherwise than the whole."""
+    paths = [manifest(tmp_path / "m.csv", [])]
+    utterances = []
+    for d in range(7):
+        for u in range(1 + d % 3):
+            wav(tmp_path / f"{d}{u}.wav", tone(0.2 + 0.1 * u, 200 + 10 * d))
+            row = {"dialogue": f"d{d}", "utterance": f"u{u}", "speaker": "A", "audio": f"{d}{u}.wav"}
+            utterances.append({**row, "label": "sad", "split": ["train", "dev", "test"][d % 3]})
+    (tmp_path / "31.wav").unlink(missing_ok=True)
+    path = manifest(paths[0], utterances)
+    extracted(path, tmp_path / "whole.safetensors", batch_size=1)
+    parts = [tmp_path / f"part{k}.safetensors" for k in (1, 2, 3)]
+    for k, part in enumerate(parts, 1):
+        extracted(path, part, shard=(k, 3), cache=tmp_path / f"{k}.sqlite", batch_size=1)
+    out = tmp_path / "merged.safetensors"
+    assert feature_files.main(["merge", *map(str, reversed(parts)), str(out)]) == 0
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+    def refused(*names):
+        out.unlink(missing_ok=True)
+        assert feature_files.main(["merge", *map(str, names), str(out)]) == 2 and not out.exists()
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        return line
+
+    capsys.readouterr()
+    assert "parts 2 of 3 are missing; name all" in refused(parts[0], parts[2])
+    assert "part 1 is also in" in refused(*parts, parts[0])
+    assert "no part that --shard wrote" in refused(*parts, tmp_path / "whole.safetensors")
+    extracted(path, parts[1], Counting("others"), shard=(2, 3), cache=tmp_path / "2.sqlite", batch_size=1)
+    capsys.readouterr()
+    assert f"{parts[1]}: provenance: encoders is another than in {parts[0]}" in refused(*parts)
+    assert "no such file" in refused(parts[0], tmp_path / "nowhere.safetensors")
+    with pytest.raises(InputError, match="there are only 7 dialogues; give fewer parts"):
+        extracted(path, parts[0], shard=(1, 8))
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Rows of 4,000 utterances are 48 MB. benchmarks/extract.py does the same with 200,000 on 2 GiB."""
+    turns = [Utterance(f"d{k // 100}", f"u{k}", "A", f"line {k}", label=0) for k in range(4000)]
+    listing = Listing("fake", turns, {}, ("a", "b"))
+    encoder = Encoder(
+        {"encoder": "fake", "licence": "none"},
+        lambda: lambda batch: np.array([np.full(3000, hash(turns)) for turns in batch], np.float32),
+        {},
+    )
+    options = {"cache": tmp_path / "c.sqlite", "workers": 0, "batch_size": 64, "say": lambda line: None}
+    tracemalloc.start()
+    run(listing, Settings(), tmp_path / "a.safetensors", opened={"text": encoder}, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 25e6 and (tmp_path / "a.safetensors").stat().st_size > 48e6
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_bad_media_is_a_missing_modality_that_is_counted(tmp_path):
+    good, stereo = tone(), np.stack([tone()] * 2, 1)
+    files = {
+        "good": wav(tmp_path / "good.wav", good),
+        "stereo": wav(tmp_path / "stereo.wav", stereo),
+        "8 kHz": wav(tmp_path / "8.wav", tone(rate=8000), 8000),
+        "24 bit": wav(tmp_path / "24.wav", good, subtype="PCM_24"),
+        "silent": wav(tmp_path / "silent.wav", np.zeros(RATE)),
+        "clipped": wav(tmp_path / "clipped.wav", tone(gain=9).clip(-1, 1)),
+        "late": files_of("good.wav"),
+        "no length": files_of("good.wav"),
+        "not there": files_of("nowhere.wav"),
+        "a folder": files_of("."),
+        "no media": files_of("talk.csv"),
+        "mute": video(tmp_path / "mute.avi", [flat(9, 9, 9)] * 5),
+    }
+    times = {"late": ("5", "6"), "no length": ("0.5", "0.5"), "good": ("0.1", "9")}
+    listed = [
+        {"dialogue": "d", "utterance": name, "speaker": "A", "audio": Path(path).name or ".", "split": "train"}
+        | dict(zip(("start", "end"), times.get(name, ("", "")), strict=True))
+        for name, path in files.items()
+    ]
+    path = manifest(tmp_path / "talk.csv", [*listed, {**listed[0], "utterance": "none", "audio": ""}])
+    lines = []
+    summary = extracted(path, tmp_path / "a.safetensors", say=lines.append)
+    assert summary.rows == {"acoustic": 6}
+    assert summary.odd == {"acoustic": {"silent": 1, "clipped": 1, "ends after the recording": 1}}
+    assert summary.lacking["acoustic"] == {
+        "starts at 5.00 s, and the recording ends at 1.00 s": 1,
+        "no length: it ends where it starts": 1,
+        "no such file": 1,
+        "the file cannot be read": 1,
+        "damaged, or no media file (Invalid data found when processing input)": 1,
+        "no sound track": 1,
+        "no sound is named": 1,
+    }
+    assert "acoustic: 'd' 'late': starts at 5.00 s, and the recording ends at 1.00 s" in lines
+    assert summary.text().count("\n") == 11
+    assert np.isnan(rows(tmp_path / "a.safetensors")).all(1).sum() == 7
+
+
+def files_of(name):
+    return Path(name)
+
+
+def test_texts_that_are_empty_or_endless(tmp_path):
+    seen = []
+
+    def encode(batch):
+        seen.extend(batch)
+        return np.ones((len(batch), 2))
+
+    long = "word " * 10_000
+    listing = Listing("m.csv", [Utterance("d", f"u{k}", "A", t) for k, t in enumerate(["Hi.", "", long])], {}, ("a",))
+    encoder = Encoder({"encoder": "fake", "licence": "none"}, lambda: encode, {})
+    summary = run(
+        listing, Settings(), tmp_path / "a.safetensors", cache=tmp_path / "c", workers=0, opened={"text": encoder}
+    )
+    assert seen == [("Hi.",), (long,)] and summary.lacking == {"text": {"no text": 1}}
+    assert summary.odd == {"text": {"more than 350 words, of which the encoder reads those it can": 1}}
+
+
+def test_nothing_to_encode_is_one_line(tmp_path):
+    path = talk(tmp_path, 2, missing=(0, 1))
+    lines = []
+    with pytest.raises(InputError, match="no utterance has any modality"):
+        extracted(path, tmp_path / "a.safetensors", say=lines.append)
+    assert lines[-1] == "acoustic: none of 2 utterances has it: no such file"
+    with pytest.raises(InputError, match="no such folder; make it first"):
+        extracted(path, tmp_path / "nowhere" / "a.safetensors")
+    bare = manifest(tmp_path / "bare.csv", [{"dialogue": "d", "utterance": "u", "speaker": "A"}])
+    with pytest.raises(InputError, match="no utterance has a text, a sound or a picture"):
+        run(read_manifest(bare), Settings(), tmp_path / "a.safetensors", cache=tmp_path / "c", say=lines.append)
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
+    path, limits = talk(tmp_path, 12), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for room in (4096, 30_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            with pytest.raises(WriteError, match="cannot be written") as caught:
+                extracted(path, tmp_path / "a.safetensors")
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert "\n" not in str(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not [p.name for p in tmp_path.iterdir() if "a.safetensors" in p.name]
+    extracted(path, tmp_path / "a.safetensors")
+
+
+def test_a_cache_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "c.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(InputError, match=r"c.sqlite: no cache, or a damaged one .*; delete it"):
+        Cache(tmp_path / "c.sqlite")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=r"cannot be made .*; name a folder by --cache"):
+        Cache(tmp_path / "file" / "c.sqlite")
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        ("--manifest {}/m.csv --shard 4/3", "--shard: '4/3' is no part such as 3/16"),
+        ("--manifest {}/m.csv --batch-size 0", "--batch-size: give 1 or more"),
+        ("--iemocap {0} --sessions 1,6", "--sessions: '1,6' is no list such as 1,2,3"),
+        ("--manifest {0}/m.csv --iemocap {0}", "not allowed with argument"),
+        ("", "one of the arguments --iemocap --meld --manifest --recording is required"),
+    ],
+)
+def test_flags_that_contradict_are_refused(tmp_path, capsys, flags, line):
+    with pytest.raises(SystemExit) as caught:
+        extract_features.parse_args([*flags.format(tmp_path).split(), "--out", "a.safetensors"])
+    assert caught.value.code == 2 and line in capsys.readouterr().err
+
+
+# From recordings to predictions ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    return {kind: tiny(kind, folder / kind) for kind in ("bert", "wavlm", "vit")}
+
+
+def encoder_flags(networks):
+    return [
+        *("--text", f"transformers:{networks['bert']}", "--text-context", "2", "--face", "none"),
+        *("--acoustic", f"transformers:{networks['wavlm']}", "--layers", "1-2"),
+        *("--visual", f"transformers:{networks['vit']}", "--device", "cpu"),
+    ]
+
+
+def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recording(tmp_path, networks, capsys):
+    root, out = iemocap_tree(tmp_path / "IEMOCAP_full_release", turns=6), tmp_path / "mine.safetensors"
+    wavs = root / "Session2" / "sentences" / "wav" / "Ses02F_impro01"
+    (wavs / "Ses02F_impro01_F000.wav").unlink()
+    (wavs / "Ses02F_impro01_M000.wav").write_bytes(b"RIFF")
+    flags = ["--iemocap", str(root), "--keep-unlabelled", "--out", str(out), *encoder_flags(networks)]
+    assert extract_features.main(flags) == 0
+    said = capsys.readouterr()
+    assert "25 of 30 utterances are of the 6 classes" in said.err
+    assert "acoustic: 'Ses02F_impro01' 'Ses02F_impro01_F000': no such file" in said.err
+    assert "1 of 30 utterances lack acoustic: damaged" in said.out
+
+    corpus = feature_files.read(out, missing="mask")
+    assert corpus.dims == {"text": 16, "visual": 16, "acoustic": 16}
+    labels = np.concatenate([d.labels for d in corpus.dialogues.values()])
+    assert (labels == IGNORE_LABEL).sum() == 5 and labels.max() == 5
+    report = feature_files.inspect(out, missing="mask")
+    assert report["unlabelled"] == 5 and report["provenance"]["source"]["kind"] == "iemocap"
+    # The woman of a recording named after her is the red left half, the man the blue right one.
+    first = corpus.dialogues["Ses02F_impro01"].features["visual"]
+    assert first[0] == pytest.approx(first[2], abs=1e-3) and not np.allclose(first[0], first[1], atol=1e-3)
+
+    learn = ["--missing", "mask", "--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--no-cuda"]
+    assert train_IEMOCAP.main(["--features", str(out), "--out", str(tmp_path / "run"), *learn]) in (0, None)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    provenance = config["features"]["provenance"]
+    assert provenance["settings"]["text_context"] == 2
+
+    talked = wav(tmp_path / "talk.wav", np.concatenate([tone(1.6), tone(1.4, 300)]))
+    (tmp_path / "talk.srt").write_text(SRT)
+    listing = read_recording(talked, 2, label_names=config["corpus"]["label_names"])
+    cache = tmp_path / ".extract_cache" / "features.sqlite"
+    options = {"cache": cache, "workers": 0, "dims": config["corpus"]["dims"]}
+    fresh = for_run(provenance, listing, tmp_path / "talk.safetensors", **options)
+    (dialogue,) = fresh.dialogues.values()
+    assert fresh.dims == corpus.dims and fresh.label_names == corpus.label_names and fresh.splits == {}
+    assert np.isnan(dialogue.features["visual"]).all() and np.isfinite(dialogue.features["acoustic"]).all()
+    assert (dialogue.labels == IGNORE_LABEL).all()
+    ran = ["--recording", str(talked), "--speakers", "2", "--cache", str(cache.parent), "--device", "cpu"]
+    assert predict.main([str(tmp_path / "run"), *ran, "--out", str(tmp_path / "predictions.csv")]) == 0
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table["speaker"].tolist() == ["Ann", "Bob"] and table["sentence"][1] == "At work. I told you."
+    assert predict.main([str(tmp_path / "run"), "--recording", str(tmp_path / "none.wav"), "--quiet"]) == 2
+    assert "none.wav: no such file; name a sound or video file" in capsys.readouterr().err
+    moved = {"acoustic": f"transformers:{tiny('hubert', tmp_path / 'hubert')}"}
+    with pytest.raises(InputError, match=r"--acoustic: revision is .*; name the encoder that the run was trained with"):
+        for_run(provenance, listing, tmp_path / "b.safetensors", models=moved, **options)
+
+
+def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_path, networks, capsys):
+    root, out = meld_tree(tmp_path / "MELD.Raw"), tmp_path / "meld.safetensors"
+    assert extract_features.main(["--meld", str(root), "--out", str(out), *encoder_flags(networks)]) == 0
+    said = capsys.readouterr()
+    for modality in ("acoustic", "visual"):
+        assert f"{modality}: 'train_dia0' 'train_dia0_utt1': damaged, or no media file" in said.err
+        assert f"{modality}: 'dev_dia1' 'dev_dia1_utt0': no such clip" in said.err
+        assert f"{modality}: 'test_dia0' 'test_dia0_utt0': misaligned: the clip lasts 8." in said.err
+    corpus = feature_files.read(out, missing="mask")
+    assert sorted(corpus.splits) == ["test", "train", "valid"] and corpus.num_classes == 7
+    assert sum(np.isnan(d.features["visual"]).all(1).sum() for d in corpus.dialogues.values()) == 3
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatch):
+    assert extract_features.main(["--manifest", str(tmp_path / "no\x1b.csv"), "--out", str(tmp_path / "a.pkl")]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "no such file; check the name" in line
+    path = talk(tmp_path, 2)
+    assert extract_features.main(["--manifest", str(path), "--out", str(tmp_path / "a"), "--device", "cuda:9"]) == 2
+    assert capsys.readouterr().err == "--device: 'cuda:9': no such device here; there is cpu\n"
+
+
+def test_speech_that_is_synthesised_has_the_pitch_of_its_voice_after_the_whole_way(tmp_path):
+    smile = pytest.importorskip("opensmile", reason="pip install -r requirements-extract.txt")
+    listed = []
+    for k, voice in enumerate(["m3", "f3"] * 2):
+        speak(tmp_path / f"{k}.wav", LINES[k], voice)
+        listed.append({"dialogue": "d", "utterance": f"u{k}", "speaker": voice, "text": LINES[k], "audio": f"{k}.wav"})
+    path, out = manifest(tmp_path / "talk.csv", listed), tmp_path / "a.safetensors"
+    settings = Settings(text="none", visual="none")
+    run(read_manifest(path), settings, out, cache=tmp_path / "c.sqlite", workers=0, say=lambda line: None)
+    names = smile.Smile(smile.FeatureSet.eGeMAPSv02, smile.FeatureLevel.Functionals).feature_names
+    pitch = rows(out)[:, names.index("F0semitoneFrom27.5Hz_sma3nz_percentile50.0")]
+    assert pitch[[1, 3]].min() > pitch[[0, 2]].max()
+    assert pipeline.for_run is for_run and out.exists()
