@@ -89,7 +89,9 @@ def test_a_run_leaves_what_the_readme_lists(finished):
     assert np.isfinite(losses[six]).all(axis=None)
     tags = scalars(finished)
     assert len(tags) == len(set(tags))
-    assert {(f"adversarial/{name}", step) for name in six for step in (1, 2)} <= set(tags)
+    groups = {"G": "stage1_generators", "D": "stage1_discriminators"}
+    six = [f"{groups[p]}/{m}" for m in ("acoustic", "visual", "text") for p in "GD"]
+    assert {(name, step) for name in six for step in (1, 2)} <= set(tags)
 
 
 def test_the_report_is_what_the_predictions_say(finished, corpus):
