@@ -61,6 +61,8 @@ def bits(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         name = str(path.relative_to(directory))
+        if path.suffix == ".html":  # made of the other files, and dated
+            continue
         if path.name.startswith("events."):
             found["tensorboard/events"] = [*found.get("tensorboard/events", []), events(path)]
         elif path.suffix == ".json":

@@ -105,17 +105,19 @@ def adversarial_losses(history: Sequence[Mapping[str, float]], even: tuple[float
     return figure
 
 
-def matching_and_reconstruction(history: Sequence[Mapping[str, float]]) -> plt.Figure | None:
-    """What keeps fused features to their utterance, by epoch; None where the loss has no such terms."""
-    curves = pd.DataFrame(history).set_index("epoch")
-    kinds = [k for k in ("matching", "reconstruction") if any(c.endswith(f"_{k}") for c in curves)]
+def fusion_losses(history: Sequence[Mapping[str, float]]) -> plt.Figure | None:
+    """Every loss of the generators but the adversarial one, by epoch, one panel each; None where there is no other."""
+    curves = pd.DataFrame(history).set_index("epoch").drop(columns="seconds", errors="ignore")
+    kinds = dict.fromkeys(c.partition("_")[2] for c in curves if "_G_" not in c and "_D_" not in c)
     if not kinds:
         return None
-    figure, axes = plt.subplots(1, len(kinds), figsize=(PAGE, 2.8), squeeze=False)
-    labels = {"matching": "1 − cosine with the paired features", "reconstruction": "smooth L1 error"}
-    for axis, kind in zip(axes[0], kinds, strict=True):
-        _by_epoch(axis, curves, {c: c.split("_")[0] for c in curves if c.endswith(f"_{kind}")})
-        axis.set(title=kind.capitalize(), ylabel=labels[kind])
+    rows = -(-len(kinds) // 2)
+    figure, axes = plt.subplots(rows, min(2, len(kinds)), figsize=(PAGE, 2.8 * rows), squeeze=False)
+    for axis in axes.flat[len(kinds) :]:
+        axis.set_axis_off()
+    for axis, kind in zip(axes.flat, kinds, strict=False):
+        _by_epoch(axis, curves, {c: c.partition("_")[0] for c in curves if c.partition("_")[2] == kind})
+        axis.set(title=name_of(kind.replace("_", " ").capitalize()), ylabel="loss")
         _legend(axis)
     return figure
 
@@ -263,7 +265,7 @@ def pictures(seen: Insight) -> dict[str, Callable[[], plt.Figure | None]]:
     adversarial, classifier = seen.histories.get("adversarial"), seen.histories.get("classifier")
     if adversarial:
         made["GAN_loss"] = lambda: adversarial_losses(adversarial, seen.even)
-        made["matching_reconstruction"] = lambda: matching_and_reconstruction(adversarial)
+        made["fusion_losses"] = lambda: fusion_losses(adversarial)
     if classifier:
         kept = seen.report.get("best_epoch", classifier[-1]["epoch"])
         made["training_curves"] = lambda: training_curves(classifier, int(kept))

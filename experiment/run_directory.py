@@ -34,13 +34,18 @@ from files import InputError, complain, is_leftover, printable, read_text, repla
 LOCK = ".lock"  # in a run directory, while a process works on it
 REPLACED = ".replaced"  # in a run directory, what --overwrite is about to delete
 # All that a run writes, so that --overwrite knows a run from another folder: a file that a run gets is named here.
-PICTURES = ("GAN_loss", "training_curves", "confusion_matrix", "fused_features", "spread", "reliability")
+PICTURES = (
+    *("GAN_loss", "fusion_losses", "training_curves", "confusion_matrix", "per_class_f1", "reliability_diagram"),
+    *("emotion_timeline", "fused_features", "last_layer", "spread"),
+)
 RUN_FILES = (
     r"config\.json|report\.(txt|json|html)|summary\.json|predictions\.csv|GAN_loss\.csv|history\.csv",
     rf"({'|'.join(PICTURES)})\.(png|pdf|svg)",
-    r"checkpoints/[a-z]+\.(pt|safetensors)|tensorboard/events\.[^/]+",
+    r"checkpoints/[a-z]+\.(pt|safetensors)|tensorboard/(mean[a-z_]*/)?events\.[^/]+",
+    r"tensorboard/(projector_config\.pbtxt|00000/[a-z_]+/(metadata|tensors)\.tsv)",
 )
-RUN_FOLDERS = r"checkpoints|tensorboard|calibration|seed\d+|fold[A-Za-z0-9]+"
+RUN_FOLDERS = r"checkpoints|tensorboard(/mean[a-z_]*|/00000(/[a-z_]+)?)?"
+RUNS_WITHIN = r"calibration|seed\d+|fold[A-Za-z0-9]+"
 MOST_TENSORS = 64 * 2**30  # bytes of a file of weights; read at once
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -166,9 +171,10 @@ def foreign(directory: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(directory):
         here = Path(folder)
         parts = here.relative_to(directory).parts
-        inside = [part for part in parts if not re.fullmatch(r"seed\d+|fold[A-Za-z0-9]+", part)]
+        inside = [part for part in parts if not re.fullmatch(RUNS_WITHIN, part)]
         for name in names:
-            if inside or (here / name).is_symlink() or not re.fullmatch(RUN_FOLDERS, name):
+            known = re.fullmatch(RUN_FOLDERS, "/".join([*inside, name]))
+            if (here / name).is_symlink() or not (known or (not inside and re.fullmatch(RUNS_WITHIN, name))):
                 yield here / name
         for name in files:
             path = here / name

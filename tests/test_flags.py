@@ -157,6 +157,10 @@ REACHES = {
     "run.checkpoint_every": (["--checkpoint-every", "7"], told("checkpoint_every", 7)),
     "run.tensorboard": (["--tensorboard"], lambda run: run.has("tensorboard")),
     "run.pictures": (["--pictures"], lambda run: run.has("confusion_matrix.png") and run.has("GAN_loss.png")),
+    "run.figures": (
+        ["--pictures", "--figures", "svg"],
+        lambda run: run.has("GAN_loss.svg") and not run.has("GAN_loss.png"),
+    ),
     "run.calibrate": (["--calibrate", "2"], lambda run: run.config("calibration", "fitted_on") == "out of fold"),
 }
 # What the flags that are no settings do is shown in tests of their own.
@@ -283,7 +287,8 @@ def test_every_setting_is_the_same_after_json():
         data__features="x.pkl",
         fusion__trained_run="run",
         augmentation__drop_modality={"text": 0.25},
-        run__calibrate=3,
+        fusion__more_epochs=2,
+        run__figures=("png", "svg"),
     )
     content = json.loads(json.dumps(settings.dataclasses.asdict(every)))
     assert settings.from_json(content, "x") == every

@@ -134,7 +134,7 @@ def test_stage_1_reads_clean_features_and_compares_with_them_and_stage_2_reads_n
     monkeypatch.setattr(AdversarialFusion, "forward", forward_and_tell)
     monkeypatch.setattr(train_IEMOCAP, "adversarial_step", step_and_tell)
     train(tmp_path / "a", "--features", features, *SHORT, "--drop-modality", "visual:0.4")
-    assert (len(compared), len(read)) == (4, 8)
+    assert len(compared) == 4 and len(read) > 8
     thinned = 0
     for batch in [each for pair in compared for each in pair]:
         for i, name in enumerate(batch.ids):
@@ -145,7 +145,7 @@ def test_stage_1_reads_clean_features_and_compares_with_them_and_stage_2_reads_n
             thinned += len(clean[name]["text"]) - int(batch.mask[i].sum())
     assert thinned
     noise = []
-    for batch in read[4:]:
+    for batch in read[-4:]:
         for i, name in enumerate(batch.ids):
             there = batch.has("text")[i]
             noise.append(
@@ -226,15 +226,16 @@ def drawn(monkeypatch):
     """Every picture's panels: title to names of the lines and, where there is one, the height of the even line."""
     pictures = {}
 
-    def look(figure, path):
+    def look(figure, path, formats=()):
         panels = {}
         for axis in figure.axes:
             lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
             panels[axis.get_title()] = lines
         pictures[path.name] = panels
         plots.plt.close(figure)
+        return []
 
-    monkeypatch.setattr(plots, "_save_figure", look)
+    monkeypatch.setattr(plots, "save", look)
     return pictures
 
 
@@ -244,8 +245,8 @@ def test_a_loss_of_one_s_own_is_trained_logged_and_drawn(features, tmp_path, mon
     with_it = train(tmp_path / "with", *run)
     losses = pd.read_csv(with_it / "GAN_loss.csv")
     assert np.isfinite(losses[[f"{m}_size" for m in DIMS]]).all(axis=None)
-    assert set(drawn["GAN_loss.png"]["Generators: size"]) == set(DIMS)
-    assert drawn["GAN_loss.png"]["Generators: size"]["text"] == pytest.approx(losses["text_size"].tolist())
+    assert set(drawn["fusion_losses"]["Size"]) == set(DIMS)
+    assert drawn["fusion_losses"]["Size"]["text"] == pytest.approx(losses["text_size"].tolist())
     monkeypatch.setattr(Sized, "weight", 0.0)
     without = train(tmp_path / "without", *run)
     changed = moved(weights(with_it, "fusion"), weights(without, "fusion"))
@@ -255,7 +256,7 @@ def test_a_loss_of_one_s_own_is_trained_logged_and_drawn(features, tmp_path, mon
 @pytest.mark.parametrize(("loss", "discriminator"), [("relativistic", math.log(2)), ("reference", 2 * math.log(2))])
 def test_the_even_line_is_where_neither_side_wins(loss, discriminator, features, tmp_path, batch, drawn):
     train(tmp_path / "a", "--features", features, *SHORT, "--pictures", "--GAN-loss", loss)
-    panels = drawn["GAN_loss.png"]
+    panels = drawn["GAN_loss"]
     even = {t: [y[0] for n, y in panels[t].items() if "neither" in n] for t in ("Generators", "Discriminators")}
     assert even == {"Generators": [pytest.approx(math.log(2))], "Discriminators": [pytest.approx(discriminator)]}
     # And so the losses are where no logit differs from another.
@@ -297,9 +298,9 @@ def test_what_is_kept_of_both_stages_is_the_average(features, tmp_path, monkeypa
     assert {n: kept[n].tolist() for n in in_training} == {n: of_fusion[n].tolist() for n in in_training}
     assert moved(kept, last["fusion"]) >= in_training
     assert same(weights(run), of_network)
-    learning = ("fusion.generators", "speaker_encoders", "classifier")
-    parameters = {n for n in of_network if n.startswith(learning)}
-    assert moved(weights(run), last["network"]) & parameters >= {n for n in parameters if n.endswith("weight")}
+    # Of the generators, the own channels learn in stage 2.
+    learning = {n for n in of_network if n.startswith(("speaker_encoders", "classifier")) or ".project." in n}
+    assert moved(weights(run), last["network"]) >= {n for n in learning if n.endswith("weight")}
 
 
 def test_training_learns(tmp_path):

@@ -60,7 +60,7 @@ def test_iemocaps_shape_takes_seconds(tmp_path):
     written = plots.draw(seen)
     assert time.process_time() - started < 5
     assert {path.stem for path in written} == set(plots.pictures(seen)) and not seen.problems
-    assert {"GAN_loss", "matching_reconstruction", "last_layer", "emotion_timeline"} <= {path.stem for path in written}
+    assert {"GAN_loss", "fusion_losses", "last_layer", "emotion_timeline"} <= {path.stem for path in written}
 
 
 def test_every_format_is_written(tmp_path):

@@ -23,7 +23,10 @@ from synthetic import synthetic_corpus
 
 DRAWN = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--fused-channels", "16", "--device", "cpu"]
 QUICK = [*DRAWN, "--no-pictures"]
-PICTURES = ["GAN_loss.png", "confusion_matrix.png", "training_curves.png", "fused_features.png", "reliability.png"]
+PICTURES = [
+    *("GAN_loss.png", "fusion_losses.png", "training_curves.png", "confusion_matrix.png", "per_class_f1.png"),
+    *("reliability_diagram.png", "emotion_timeline.png", "fused_features.png", "last_layer.png"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_a_run_leaves_what_the_readme_lists(finished):
     names = {p.name for p in finished.iterdir()}
     assert names == {
         *PICTURES,
-        *("config.json", "report.txt", "report.json", "predictions.csv", "GAN_loss.csv", "history.csv"),
+        *("config.json", "report.txt", "report.json", "report.html", "predictions.csv", "GAN_loss.csv", "history.csv"),
         *("tensorboard", "checkpoints"),
     }
     assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
@@ -86,7 +89,9 @@ def test_a_run_leaves_what_the_readme_lists(finished):
     assert np.isfinite(losses[six]).all(axis=None)
     tags = scalars(finished)
     assert len(tags) == len(set(tags))
-    assert {(f"adversarial/{name}", step) for name in six for step in (1, 2)} <= set(tags)
+    groups = {"G": "stage1_generators", "D": "stage1_discriminators"}
+    six = [f"{groups[p]}/{m}" for m in ("acoustic", "visual", "text") for p in "GD"]
+    assert {(name, step) for name in six for step in (1, 2)} <= set(tags)
 
 
 def test_the_report_is_what_the_predictions_say(finished, corpus):
@@ -232,7 +237,7 @@ def test_resume_refuses_other_flags_and_other_data(finished, corpus, tmp_path, c
 
 
 def test_several_seeds_are_summarised(finished, features, tmp_path, capsys):
-    command = ["--features", str(features), "--out", str(tmp_path / "b"), *QUICK, "--seeds", "0,1"]
+    command = ["--features", str(features), "--out", str(tmp_path / "b"), *QUICK, "--seeds", "0,1", "--pictures"]
     assert train_IEMOCAP.main(command) == 0
     assert "±" in capsys.readouterr().out
     summary = json.loads((tmp_path / "b" / "summary.json").read_text())
