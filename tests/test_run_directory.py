@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from run_content import QUICK, content, copy, edit, features_in, main, small_corpus
 from safetensors.torch import load_file, save, save_file
 
-from experiment import plots, run_directory
+from experiment import run_directory
 from experiment.run import Run
 from experiment.settings import Settings
 from feature_files import write_nine_tuple
@@ -530,33 +529,6 @@ def test_a_run_in_a_folder_named_with_a_tilde_stays_there(features, tmp_path, mo
 
 
 # Many classes and speakers --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("classes", [100, 300])
-def test_pictures_of_many_classes_are_bounded(tmp_path, classes):
-    from matplotlib.image import imread
-
-    started = time.perf_counter()
-    counts = np.ones((classes, classes), dtype=int).tolist()
-    names = [f"{i} $\\frac{{1}}{{$" for i in range(classes)]
-    plots.plot_confusion_matrix(counts, names, tmp_path / "matrix.png")
-    assert max(imread(tmp_path / "matrix.png").shape) <= 20 * 120
-    assert time.perf_counter() - started < 20
-
-
-def test_names_that_look_like_tex_are_drawn_as_they_are(tmp_path):
-    names = [r"$\frac{1}{$", "$", "$$", r"\$a$", "a_b^c"]
-    plots.plot_confusion_matrix(np.ones((5, 5), dtype=int).tolist(), names, tmp_path / "x.png")
-    fused = {"text": np.random.default_rng(0).normal(size=(9, 4)).astype("float32")}
-    plots.plot_fused_features(fused, np.arange(9) % 5, names, tmp_path / "y.png")
-    plots.plot_spread({f"{name}{i}": 1.0 + i for i, name in enumerate(names)}, "fold", tmp_path / "z.png")
-
-
-def test_many_seeds_make_no_wide_picture(tmp_path):
-    from matplotlib.image import imread
-
-    plots.plot_spread({str(i): 50 + i % 7 for i in range(1000)}, "seed", tmp_path / "spread.png")
-    assert max(imread(tmp_path / "spread.png").shape) <= 19 * 120
 
 
 def crowd(speakers):
