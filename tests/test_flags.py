@@ -113,7 +113,7 @@ REACHES = {
     "fusion.loss": (["--GAN-loss", "reference"], learnt("fusion")),
     "fusion.generator": (
         ["--generator", "transformer"],
-        appears("fusion.generators.text.encoder.layers.1.linear1.weight", (24, 12)),
+        appears("fusion.generators.text.encoder.layers.1.linear1.weight", (32, 16)),
     ),
     "fusion.channels": (
         ["--fused-channels", "20"],
