@@ -113,11 +113,11 @@ REACHES = {
     "fusion.loss": (["--GAN-loss", "reference"], learnt("fusion")),
     "fusion.generator": (
         ["--generator", "transformer"],
-        appears("fusion.generators.text.encoder.layers.1.linear1.weight", (512, 256)),
+        appears("fusion.generators.text.encoder.layers.1.linear1.weight", (32, 16)),
     ),
     "fusion.channels": (
         ["--fused-channels", "20"],
-        lambda run: run.shape("fusion.generators.text.project.weight") == (12, 16),
+        lambda run: run.shape("fusion.generators.text.embed.weight") == (20, 16),
     ),
     "fusion.dropout": (["--dropout", "0.1"], learnt()),
     "fusion.trained_run": (
