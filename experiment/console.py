@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -42,11 +43,19 @@ def announce(corpus: Any, network: Any, device: str, directory: Path) -> None:
     features = ", ".join(f"{m} {d}" for m, d in corpus.dims.items())
     parameters = sum(p.numel() for p in network.parameters())
     if corpus.most_speakers > corpus.num_speakers:
-        say(f"Speakers of a dialogue from the {corpus.num_speakers}th on count as one, and share their edge types.")
+        say(
+            f"up to {corpus.most_speakers} speakers in a dialogue: those from the {corpus.num_speakers}th on count as "
+            "one, and share their edge types"
+        )
     say(
         f"{Path(corpus.name).name}: dialogues {dialogues}; features {features}; {parameters:,} parameters on {device}; "
         f"into {directory}{'' if 'valid' in corpus.splits else NOTHING_HELD_OUT}"
     )
+
+
+def mute() -> None:
+    """Send what else goes to standard output nowhere."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
 
 
 lost = ""  # why standard output could not be written

@@ -171,7 +171,7 @@ class Stream:
         classifier, fusion = model.settings.classifier, model.settings.fusion
         train = "train one with: python train_IEMOCAP.py --causal --features FILE --out RUN"
         if not classifier.causal:
-            raise InputError(f"{model.directory}: --stream: the run hears what comes after an utterance; {train}")
+            raise InputError(f"{model.directory}: --stream: the run reads what comes after an utterance; {train}")
         for network in (member.network for member in model.members):
             for generator in network.fusion.generators.values():
                 if type(generator) is not FusedFeatureGenerator:

@@ -99,17 +99,14 @@ def load_weights(module: nn.Module, path: Path, assign: bool = False) -> None:
     tensors = load_tensors(path)
     if not all(x.isfinite().all() for x in tensors.values()):
         raise InputError(f"{path}: weights that are infinite or NaN; the file is damaged")
-    if any(x.is_complex() for x in tensors.values()):
-        raise InputError(f"{path}: weights that are complex numbers; the file is damaged")
-    if assign:  # as copying would convert them
-        kinds = {name: x.dtype for name, x in module.state_dict().items()}
-        tensors = {name: x.to(kinds.get(name, x.dtype)) for name, x in tensors.items()}
+    other = f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"
+    kinds = {name: x.dtype for name, x in module.state_dict().items()}
+    if any(x.dtype != kinds.get(name, x.dtype) for name, x in tensors.items()):
+        raise InputError(other)
     try:
         module.load_state_dict(tensors, assign=assign)
     except RuntimeError:
-        raise InputError(
-            f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"
-        ) from None
+        raise InputError(other) from None
 
 
 def standardisation(settings: Settings, corpus: Corpus) -> Standardiser:

@@ -235,7 +235,7 @@ FLAGS = {
     "--modalities text,smell": "--modalities: unknown modality 'smell'; choose among text, visual, acoustic",
     "--modalities text,text": "--modalities: text,text names a modality twice",
     "--demo": "--features and --demo exclude each other; give one",
-    "--device toaster": "--device: 'toaster' is not auto, cpu, cuda",
+    "--device toaster": "--device: 'toaster' is not auto, cpu, cuda, cuda:1 or mps",
     "--device cuda:99": "--device cuda:99: not to be had here (",
     "--continue-train-GAN-step 1": "--continue-train-GAN-step needs --use-trained-GAN RUN",
     "--use-trained-GAN none": "none/checkpoints/fusion.safetensors: cannot be read",
@@ -279,7 +279,9 @@ def test_overwrite_keeps_a_directory_that_is_no_run(refused, sound, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
     line = refused("--features", sound, "--out", tmp_path / "thesis", "--overwrite")
-    assert "thesis: --overwrite replaces only runs, and this is none: it has no config.json" in line
+    assert (
+        "thesis: --overwrite replaces only runs, and this is none: it has no config.json of one; choose another" in line
+    )
 
 
 @pytest.mark.parametrize("wrong", ["--features none.pkl", "--modalities smell", "--use-trained-GAN none"])
