@@ -91,7 +91,7 @@ def test_what_a_run_writes_is_readable_as_umask_says(features, tmp_path):
 def test_pictures_can_be_left_out_and_change_nothing(features, tmp_path):
     runs = [train(tmp_path / flag, "--features", features, *SHORT, flag) for flag in ("--pictures", "--no-pictures")]
     drawn, plain = ({p.name for p in run.iterdir()} for run in runs)
-    assert drawn - plain == {name for name in drawn if name.endswith(".png")} != set()
+    assert drawn - plain == {name for name in drawn if name.endswith((".png", ".html"))} != set()
     assert plain < drawn
     for name in ("predictions.csv", "report.txt", "checkpoints/best.safetensors"):
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()

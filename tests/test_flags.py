@@ -117,7 +117,7 @@ REACHES = {
     ),
     "fusion.channels": (
         ["--fused-channels", "20"],
-        lambda run: run.shape("fusion.generators.text.embed.weight")[0] == 20,
+        lambda run: run.shape("fusion.generators.text.embed.weight") == (20, 16),
     ),
     "fusion.dropout": (["--dropout", "0.1"], learnt()),
     "fusion.trained_run": (

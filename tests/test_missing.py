@@ -188,13 +188,19 @@ def test_hiding_keeps_holes_and_shows_no_padding(batch):
 
 def test_training_sees_no_hidden_row_and_scoring_hides_nothing(files, tmp_path, monkeypatch):
     seen = {True: [], False: []}
-    forward = AdversarialFusion.forward
 
-    def watch(self, batch):
-        seen[self.training].append(batch)
-        return forward(self, batch)
+    def watch(of, training):
+        forward = of.forward
 
-    monkeypatch.setattr(AdversarialFusion, "forward", watch)
+        def watched(self, batch):
+            if self.training == training:
+                seen[training].append(batch)
+            return forward(self, batch)
+
+        monkeypatch.setattr(of, "forward", watched)
+
+    watch(AdversarialFusion, training=True)
+    watch(GANFFN, training=False)
     flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "run"), *QUICK]
     assert train_IEMOCAP.main([*flags, "--drop-modality", "visual:0.5", "--drop-modality", "text:0.2"]) == 0
     assert all(not b.modality_mask["visual"][b.mask].all() for b in seen[True])
