@@ -26,7 +26,7 @@ from experiment import calibration
 from experiment.calibration import Calibration
 from experiment.evaluation import BATCH_SIZE, assess_predictions, evaluate, extract_fused, utterance_table
 from experiment.run_directory import read_config
-from experiment.settings import Settings, from_json
+from experiment.settings import Settings, check_seeds, from_json
 from experiment.trained import best_weights, build_network, load_standardiser, load_weights, standardiser_file
 from feature_files.unlabelled import read_unlabelled
 from files import InputError, printable
@@ -308,8 +308,12 @@ def load(directory: str | Path, device: str = "auto") -> Model:
             f"{directory}: holds a run for each of several folds, which saw each other's test dialogues; name one"
             + (f", such as {one}" if one else "")
         )
+    try:
+        seeds = check_seeds(plan["seeds"])
+    except ValueError as error:
+        raise InputError(f"{directory / 'config.json'}: plan: seeds: {error}; the run directory is damaged") from None
     models = []
-    for seed in plan["seeds"]:
+    for seed in seeds:
         one = directory / f"seed{seed}"
         if not (one / "config.json").exists():
             raise InputError(f"{one}: no run of seed {seed!s:.20} yet; finish it with --resume {directory}")

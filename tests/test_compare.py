@@ -25,6 +25,9 @@ from experiment.comparison import (
 
 NAMES = ("happy", "sad", "angry")
 
+FEATURES = {"file": "small.pkl", "sha256": "0"}
+CORPUS = {"dims": {"text": 4}, "label_names": ["happy", "sad", "angry"], "num_speakers": 2}
+
 
 def table(seed=0, right=0.6, dialogues=12, sessions=2):
     """The utterances of some dialogues, and predictions that are right so often."""
@@ -55,7 +58,7 @@ def write_run(directory, *tables):
 
     def one(path, frame, plan=None):
         path.mkdir(parents=True, exist_ok=True)
-        config = {"format": "gan-ffn-run-1", "settings": {}, "features": {}, "corpus": {}, "splits": {}}
+        config = {"format": "gan-ffn-run-1", "settings": {}, "features": FEATURES, "corpus": CORPUS, "splits": {}}
         (path / "config.json").write_text(json.dumps(config | ({"plan": plan} if plan else {})))
         if frame is not None:
             frame.to_csv(path / "predictions.csv", index=False)

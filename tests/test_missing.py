@@ -202,7 +202,10 @@ def test_training_sees_no_hidden_row_and_scoring_hides_nothing(files, tmp_path, 
     watch(AdversarialFusion, training=True)
     watch(GANFFN, training=False)
     flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "run"), *QUICK]
-    assert train_IEMOCAP.main([*flags, "--drop-modality", "visual:0.5", "--drop-modality", "text:0.2"]) == 0
+    assert (
+        train_IEMOCAP.main([*flags, "--drop-modality", "visual:0.5", "--drop-modality", "text:0.2", "--no-pictures"])
+        == 0
+    )
     assert all(not b.modality_mask["visual"][b.mask].all() for b in seen[True])
     assert all(not x[~b.has(m)].any() for b in seen[True] for m, x in b.features.items())
     assert seen[False] and not any(b.modality_mask for b in seen[False])

@@ -78,7 +78,7 @@ def test_without_data_and_weights_there_is_a_page(tmp_path):
     make_run(tmp_path / "run", corpus_of([5, 4]), file=tmp_path / "data.pkl")
     (tmp_path / "data.pkl").unlink()
     text = write_page(tmp_path / "run").read_text()
-    assert "what decided, maps and transcripts" in text and "No transcripts" in text
+    assert "what decided" in text and "Left out" in text
     assert write_page_of_nothing(tmp_path)
 
 
