@@ -57,5 +57,5 @@ def test_a_run_stopped_in_stage_1_has_its_curves(run, capsys):
     for name in ("report.json", "predictions.csv", "history.csv"):
         (directory / name).unlink()
     leave_a_look(directory, RunSettings(), **known)
-    assert {path.name for path in directory.glob("*.png")} == {"GAN_loss.png", "matching_reconstruction.png"}
+    assert {path.name for path in directory.glob("*.png")} == {"GAN_loss.png", "fusion_losses.png"}
     assert not (directory / "report.html").exists() and capsys.readouterr().err == ""
