@@ -151,9 +151,9 @@ def say(text: str = "") -> None:
     try:
         print(text, flush=True) if text else sys.stdout.flush()
     except BrokenPipeError:
-        _mute(sys.stdout)
+        mute(sys.stdout)
     except OSError as error:
-        _mute(sys.stdout)
+        mute(sys.stdout)
         raise WriteError(
             f"standard output: cannot be written ({error.strerror}); what was to be printed is lost"
         ) from None
@@ -164,10 +164,10 @@ def complain(text: str) -> None:
     try:
         print(printable(" ".join(text.split()), 2000), file=sys.stderr, flush=True)
     except OSError:
-        _mute(sys.stderr)
+        mute(sys.stderr)
 
 
-def _mute(stream: Any) -> None:
+def mute(stream: Any) -> None:
     """Let what is still to be written to a stream vanish, or Python would fail again on leaving."""
     with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
         null = os.open(os.devnull, os.O_WRONLY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -51,11 +50,6 @@ def announce(corpus: Any, network: Any, device: str, directory: Path) -> None:
         f"{Path(corpus.name).name}: dialogues {dialogues}; features {features}; {parameters:,} parameters on {device}; "
         f"into {directory}{'' if 'valid' in corpus.splits else NOTHING_HELD_OUT}"
     )
-
-
-def mute() -> None:
-    """Send what else goes to standard output nowhere."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the process ends
 
 
 lost = ""  # why standard output could not be written

@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataloader import MODALITIES
-from experiment.console import mute
 from experiment.prediction import Member, Model
-from files import InputError, printable
+from files import InputError, mute, printable
 from model import GANFFN, FusedFeatureGenerator, SpeakerLayer
 
 LONGEST_LINE = 2**19  # bytes; 25,000 numbers of 20 digits
@@ -357,7 +356,7 @@ def answer_lines(stream: Stream, source: BinaryIO, sink: TextIO, *, strict: bool
             print(answer, file=sink, flush=True)
         except (OSError, ValueError):
             print(f"line {number}: nobody reads the answers any more; stopped", file=sys.stderr)
-            mute()
+            mute(sys.stdout)
             return 2
     return 2 if refused else 0
 
