@@ -9,17 +9,21 @@ the real utterances that have its modality: the others take no part in it, nor i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import permutations
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 from torch_geometric.nn import RGCNConv
 
 from dataloader import Batch
+
+SHARED_CHANNELS = 8  # of the fused features, those that the modalities share
+OWN_SCALE = 0.1  # of the others in fused features that are exported
 
 
 class _Recurrence(torch.autograd.Function):
@@ -194,48 +198,69 @@ def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = F
     return x - spoken @ (spoken.transpose(1, 2) @ x / turns)
 
 
+class ChannelNorm(nn.BatchNorm1d):
+    """Zero mean and unit variance for every channel over the utterances of one modality; nothing to learn.
+
+    Each modality has statistics of its own (as domain-specific batch normalisation, arXiv 1906.03950), so that neither
+    means nor variances tell the modalities apart. A single utterance has none: it takes those that are known so far.
+
+    Shapes:
+        x, result: ``[N, channels]``; where nothing is trained ``[…, channels]``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised channels; see the class."""
+        if self.training and len(x) > 1:
+            return super().forward(x)
+        return (x - self.running_mean) / (self.running_var + self.eps).sqrt()
+
+
+class FeedForward(nn.Module):
+    """A residual feed-forward layer behind layer normalisation.
+
+    Shapes:
+        x, result: ``[N, channels]``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(channels),
+            nn.Linear(channels, 2 * channels),
+            nn.GELU(),
+            nn.Linear(2 * channels, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer; see the class."""
+        return x + self.layers(x)
+
+
 class FusedFeatureGenerator(nn.Module):
     """G_m: one modality's features, beside the same less their speaker's mean, to fused features.
 
-    A linear map: what utterances tell of each other is the graph's to find, and deeper generators scored no better.
+    Fused features have two parts. The shared channels are what the discriminators see, the same space for all
+    modalities; they are few, so that narrow modalities can fill it. The own channels, a linear map, keep what is the
+    modality's alone, in as many channels for every modality::
+
+        f = [ChannelNorm(head(encode(embed(x)))), LayerNorm(dropout(own(x)))]
+
+    What utterances tell of each other is the graph's to find: deeper maps to the own channels scored no better. A kind
+    of generator is a class with another `encode`.
 
     Shapes:
-        x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, normalised by
-            layer, 0 where padded.
+        x: ``[B, T, in_channels]``; mask, speakers: ``[B, T]``; result: ``[B, T, fused_channels]``, 0 where padded.
 
     Args:
         in_channels: Width of the modality.
         fused_channels: Width of the fused features.
-        dropout: Probability, between 0 and 1.
+        dropout: Of the own channels, between 0 and 1.
         causal: Whether a speaker's mean is that of the turns so far.
-    """
-
-    def __init__(self, in_channels: int, fused_channels: int, dropout: float = 0.4, causal: bool = False):
-        super().__init__()
-        self.causal = causal
-        self.embed = nn.Linear(2 * in_channels, fused_channels)
-        self.norm = nn.LayerNorm(fused_channels)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
-        """Fused features of the modality; see the class."""
-        x = torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1)[mask]
-        return padded(self.norm(self.dropout(self.embed(x))), mask)
-
-
-class TransformerGenerator(nn.Module):
-    """G_m as the reference has it: a transformer encoder over the dialogue's utterances (arXiv 1706.03762).
-
-    Shapes:
-        As `FusedFeatureGenerator`.
-
-    Args:
-        in_channels: Width of the modality.
-        fused_channels: Width of the fused features; a multiple of `heads`.
-        dropout: Probability, between 0 and 1.
-        layers: How many encoder layers.
-        heads: Of the attention.
-        causal: Whether an utterance attends to nothing after it, and a speaker's mean is that of the turns so far.
+        shared_channels: How many of the fused features are shared.
+        hidden: Width of the encoder.
     """
 
     def __init__(
@@ -243,29 +268,75 @@ class TransformerGenerator(nn.Module):
         in_channels: int,
         fused_channels: int,
         dropout: float = 0.4,
-        layers: int = 2,
-        heads: int = 2,
         causal: bool = False,
+        shared_channels: int = SHARED_CHANNELS,
+        hidden: int = 256,
     ):
         super().__init__()
-        self.heads, self.causal = heads, causal
-        self.embed = nn.Linear(2 * in_channels, fused_channels)
-        layer = nn.TransformerEncoderLayer(
-            fused_channels, heads, 2 * fused_channels, dropout, activation="gelu", batch_first=True, norm_first=True
+        self.causal = causal
+        self.embed = nn.Linear(2 * in_channels, hidden)
+        self.head = nn.Linear(hidden, shared_channels)
+        self.own = nn.Sequential(
+            nn.Linear(2 * in_channels, fused_channels - shared_channels),
+            nn.Dropout(dropout),
+            nn.LayerNorm(fused_channels - shared_channels),
         )
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(fused_channels)
+        self.norm = ChannelNorm(shared_channels)
+        self.build(hidden)
+
+    def build(self, hidden: int) -> None:
+        """Make the layers of `encode`."""
+        self.layers = nn.Sequential(FeedForward(hidden), FeedForward(hidden))
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The utterances ``[N, hidden]`` encoded; the feed-forward kind reads each alone."""
+        return self.layers(x)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        x = self.embed(torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1))
+        x = torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1)[mask]
+        return padded(self.fuse(self.encode(self.embed(x), mask), x), mask)
+
+    def fuse(self, encoded: Tensor, x: Tensor) -> Tensor:
+        """Fused features ``[N, fused_channels]`` of what `encode` made of utterances, and of their features."""
+        return torch.cat([self.norm(self.head(encoded)), self.own(x)], dim=-1)
+
+
+class LinearGenerator(FusedFeatureGenerator):
+    """G_m as a linear map."""
+
+    def build(self, hidden: int) -> None:
+        """There are no layers."""
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The utterances as they are."""
+        return x
+
+
+class TransformerGenerator(FusedFeatureGenerator):
+    """G_m as the reference has it: a transformer encoder over the dialogue's utterances (arXiv 1706.03762).
+
+    Two layers; causal ones attend to nothing ahead.
+    """
+
+    HEADS, LAYERS = 2, 2
+
+    def build(self, hidden: int) -> None:
+        """Make the encoder's layers."""
+        layer = nn.TransformerEncoderLayer(
+            hidden, self.HEADS, 2 * hidden, 0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, self.LAYERS, enable_nested_tensor=False)
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The utterances, each as its dialogue has it."""
+        x = padded(x, mask)
         x = x + sinusoids(x.shape[1], x.shape[2], x.device)
         if self.causal:
-            blocked = ~past(mask).repeat_interleave(self.heads, 0)
-            return padded(self.norm(self.encoder(x, mask=blocked))[mask], mask)
+            return self.encoder(x, mask=~past(mask).repeat_interleave(self.HEADS, 0))[mask]
         # A dialogue that lacks the modality throughout attends to its padding, or softmax would be of nothing.
         padding = ~mask & mask.any(1, keepdim=True)
-        return padded(self.norm(self.encoder(x, src_key_padding_mask=padding))[mask], mask)
+        return self.encoder(x, src_key_padding_mask=padding)[mask]
 
 
 def past(mask: Tensor) -> Tensor:
@@ -283,17 +354,18 @@ def sinusoids(length: int, channels: int, device: torch.device) -> Tensor:
 
 
 # A generator by its name on the command line: a constructor of (in_channels, fused_channels, dropout).
-GENERATORS: dict[str, Callable[[int, int, float], nn.Module]] = {
-    "linear": FusedFeatureGenerator,
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+    "feed-forward": FusedFeatureGenerator,
+    "linear": LinearGenerator,
     "transformer": TransformerGenerator,
 }
 
 
 class ModalityDiscriminator(nn.Module):
-    """D_k: are these the real features of modality k, or another modality's fused features?
+    """D_k: are these the shared channels of modality k's fused features, or of another modality's?
 
     Shapes:
-        x: ``[N, channels]``; result: one logit each, ``[N]``, high for real.
+        x: ``[N, channels]``; result: one logit each, ``[N]``, high for modality k.
     """
 
     def __init__(self, channels: int, hidden: int = 64):
@@ -312,35 +384,38 @@ class ModalityDiscriminator(nn.Module):
 
 
 class AdversarialFusion(nn.Module):
-    """Three generators against three discriminators: every modality's fused features try to pass for the others.
+    """Three generators against three discriminators: every modality's fused features try to pass for the others'.
 
-    One generator and one discriminator a modality, for any number of modalities. Generator m is trained against the
-    discriminator of every other modality k: six ordered pairs (m, k) for three modalities. The game is the
+    One generator and one discriminator a modality, for any number of modalities. Both sides of every game are fused
+    features, in one space that all generators shape (after ARGF, arXiv 1911.07848): D_k tells the shared channels s_k
+    of modality k from the s_m of every other modality m, six ordered pairs (m, k) for three modalities. The game is the
     regularised relativistic one of R3GAN (arXiv 2501.05441, equations 2 and 5), over real utterances only::
 
-        D_k minimises  E softplus(D_k(f_m) - D_k(x_k)) + gamma/2 (E |grad D_k(x_k)|^2 + E |grad D_k(f_m)|^2)
-        G_m minimises  E softplus(D_k(x_k) - D_k(f_m)) + matching + reconstruction
+        D_k minimises  E softplus(D_k(s_m) - D_k(s_k)) + gamma/2 (E |grad D_k(s_k)|^2 + E |grad D_k(s_m)|^2)
+        G_m minimises  10 E softplus(D_k(s_k) - D_k(s_m))   adversarial; s_k rests
+                     +  3 InfoNCE(s_m, s_k)                 contrastive: its own utterance, among all of the dialogue
+                     +  1 smooth L1(translate(s_m), x_k)    translation
+                     +  1 smooth L1(decode(f_m), x_m)       reconstruction
 
-    The utterance is the same on both sides, so that the pairing of the modalities takes part. Two terms tie f_m to
-    its utterance, which the reference lacked: matching, ``1 - cos(f_m, x_k)`` to the paired real features; and a linear
-    reconstruction of x_m from f_m, as in ARGF (arXiv 1911.07848).
+    The first makes modalities alike as a whole, the next two utterance by utterance, and the last keeps the features.
+    InfoNCE is of arXiv 1807.03748, equation 4.
 
-    The reference's losses, for comparison, are binary cross entropy without penalties::
+    The reference's losses, for comparison, are binary cross entropy without penalties and nothing else::
 
-        D_k minimises  E softplus(-D_k(x_k)) + E softplus(D_k(f_m))
-        G_m minimises  E softplus(-D_k(f_m))
-
-    Real features are brought to the fused width by a fixed random semi-orthogonal map, which keeps their geometry and
-    which nothing trains.
+        D_k minimises  E softplus(-D_k(s_k)) + E softplus(D_k(s_m))
+        G_m minimises  E softplus(-D_k(s_m))
 
     Args:
         dims: Modality to width.
-        fused_channels: Width of the fused features.
+        fused_channels: Width of the fused features, above `SHARED_CHANNELS`.
         dropout: Of the generators.
         generator: Makes a generator of a modality's width, the fused width and the dropout; one of `GENERATORS`.
         relativistic: Whether the adversarial loss is R3GAN's or the reference's.
         context: Whether generators may read around an utterance; else each is a dialogue of its own to them.
     """
+
+    WEIGHTS: ClassVar = {"adversarial": 10.0, "contrastive": 3.0, "translation": 1.0}
+    TEMPERATURE = 0.2  # of the cosines in InfoNCE
 
     def __init__(
         self,
@@ -354,12 +429,12 @@ class AdversarialFusion(nn.Module):
         super().__init__()
         self.relativistic = relativistic
         self.context = context
-        self.generators = nn.ModuleDict({m: generator(d, fused_channels, dropout) for m, d in dims.items()})
-        self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(fused_channels) for m in dims})
-        self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
         self.fused_channels = fused_channels
-        for m, d in dims.items():
-            self.register_buffer(f"bring_{m}", nn.init.orthogonal_(torch.empty(d, fused_channels)))
+        self.generators = nn.ModuleDict({m: generator(d, fused_channels, dropout) for m, d in dims.items()})
+        self.own_norms = nn.ModuleDict({m: ChannelNorm(fused_channels - SHARED_CHANNELS) for m in dims})
+        self.discriminators = nn.ModuleDict({m: ModalityDiscriminator(SHARED_CHANNELS) for m in dims})
+        self.decoders = nn.ModuleDict({m: nn.Linear(fused_channels, d) for m, d in dims.items()})
+        self.translators = nn.ModuleDict({m: nn.Linear(SHARED_CHANNELS, d) for m, d in dims.items()})
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -374,6 +449,27 @@ class AdversarialFusion(nn.Module):
         fused = {m: g(alone.features[m], alone.has(m), alone.speakers) for m, g in self.generators.items()}
         return {m: padded(f.squeeze(1), batch.mask) for m, f in fused.items()}
 
+    def export(self, batch: Batch) -> dict[str, Tensor]:
+        """Fused features for other networks: as `forward`, every channel normalised over the modality's utterances.
+
+        Own channels are smaller by `OWN_SCALE`, so that the cosine of two fused features speaks of what is shared.
+        The classifier has them as `forward` gives them: it scores better where channels that vary little stay small.
+        """
+        split = {m: f.tensor_split([SHARED_CHANNELS], dim=-1) for m, f in self(batch).items()}
+        return {m: torch.cat([s, OWN_SCALE * self.own_norms[m](own)], dim=-1) for m, (s, own) in split.items()}
+
+    @torch.no_grad()
+    def settle(self, loader: Iterable[Batch]) -> None:
+        """Fix the statistics of every `ChannelNorm` at those of all utterances of these batches."""
+        update_bn(loader, self)
+        self.eval()
+        fused: dict[str, list[Tensor]] = {m: [] for m in self.generators}
+        for batch in loader:
+            for m, f in self(batch).items():
+                fused[m].append(f[batch.has(m)][:, SHARED_CHANNELS:])
+        for m, norm in self.own_norms.items():
+            norm.running_var, norm.running_mean = torch.var_mean(torch.cat(fused[m]), dim=0)
+
     @property
     def even_losses(self) -> tuple[float, float]:
         """Adversarial loss of a generator and loss of a discriminator where all logits are equal, in nats."""
@@ -383,79 +479,92 @@ class AdversarialFusion(nn.Module):
         """Weights of the generators' losses, by name: whatever is here is trained, logged and drawn.
 
         Args:
-            weight: Of the adversarial loss and of matching, beside reconstruction.
+            weight: Multiplies all that ties modalities to each other; reconstruction keeps its own.
         """
         if not self.relativistic:
-            return {"adversarial": weight}
-        return {"adversarial": weight, "matching": weight, "reconstruction": 1.0}
+            return {"adversarial": weight * self.WEIGHTS["adversarial"]}
+        return {**{name: weight * w for name, w in self.WEIGHTS.items()}, "reconstruction": 1.0}
 
-    def real(self, batch: Batch) -> dict[str, Tensor]:
-        """Real features of each modality, brought to the fused width and normalised like the fused, ``[N, d]``.
-
-        Of a missing modality they mean nothing; `having` leaves them out.
-        """
-        return {
-            m: F.layer_norm(batch.features[m][batch.mask] @ self.get_buffer(f"bring_{m}"), (self.fused_channels,))
-            for m in self.generators
-        }
+    def shared(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The shared channels of the real utterances, ``[N, SHARED_CHANNELS]`` each."""
+        return {m: f[batch.mask][:, :SHARED_CHANNELS] for m, f in fused.items()}
 
     def discriminator_losses(self, batch: Batch, fused: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
-        """Loss of each discriminator, the mean over the other modalities' generators, which get no gradient.
+        """Loss of each discriminator, the mean over the other modalities' generators; no generator gets a gradient.
 
         Args:
-            batch: Where the real features are.
-            fused: What `forward` made of the same batch.
+            batch: Which utterances there are.
+            fused: What `forward` made of the same utterances.
             gamma: Weight of the gradient penalties R1 and R2, which only the relativistic game has.
         """
-        real = self.real(batch)
+        shared = self.shared(batch, fused)
         losses: dict[str, list[Tensor]] = {k: [] for k in self.generators}
         for m, k in self.pairs:
-            x = having(real[k], batch, m, k).detach().requires_grad_()
-            f = having(fused[m][batch.mask], batch, m, k).detach().requires_grad_()
-            on_real, on_fake = self.discriminators[k](x), self.discriminators[k](f)
+            own, other = (having(shared[i], batch, m, k).detach().clone().requires_grad_() for i in (k, m))
+            on_own, on_other = self.discriminators[k](own), self.discriminators[k](other)
             if not self.relativistic:
-                losses[k].append(mean(F.softplus(-on_real)) + mean(F.softplus(on_fake)))
+                losses[k].append(mean(F.softplus(-on_own)) + mean(F.softplus(on_other)))
                 continue
             penalty = sum(
                 mean(torch.autograd.grad(logits.sum(), at, create_graph=True)[0].square().sum(-1))
-                for logits, at in ((on_real, x), (on_fake, f))
+                for logits, at in ((on_own, own), (on_other, other))
             )
-            losses[k].append(mean(F.softplus(on_fake - on_real)) + gamma / 2 * penalty)
+            losses[k].append(mean(F.softplus(on_other - on_own)) + gamma / 2 * penalty)
         return {k: torch.stack(each).mean() for k, each in losses.items()}
 
     def generator_losses(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Losses of each generator, by modality and by the names that `loss_weights` has.
 
+        A loss called ``NAME`` is the method ``NAME_loss(m, batch, fused)``. Those between two modalities are over the
+        utterances that have both, and the mean over the other modalities.
+
         Args:
-            batch: Where the real features are.
-            fused: What `forward` made of the same batch.
+            batch: Where the clean features are.
+            fused: What `forward` made of the same utterances.
         """
-        real = self.real(batch)
-        return {
-            m: {name: getattr(self, f"{name}_loss")(m, batch, fused, real) for name in self.loss_weights(1.0)}
-            for m in self.generators
-        }
+        names = self.loss_weights(1.0)
+        return {m: {name: getattr(self, f"{name}_loss")(m, batch, fused) for name in names} for m in self.generators}
 
-    def adversarial_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
-        """How badly f_m passes for the other modalities, the mean over their discriminators."""
-        losses = []
-        for k in self.generators:
-            if k != m:
-                f, x = having(fused[m][batch.mask], batch, m, k), having(real[k], batch, m, k)
-                on_real = self.discriminators[k](x).detach() if self.relativistic else 0
-                losses.append(mean(F.softplus(on_real - self.discriminators[k](f))))
-        return torch.stack(losses).mean()
+    def over_others(self, m: str, loss: Callable[[str], Tensor]) -> Tensor:
+        """The mean of a loss over the modalities other than m."""
+        return torch.stack([loss(k) for k in self.generators if k != m]).mean()
 
-    def matching_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
-        """One less the cosine of f_m and the paired real features, the mean over the other modalities."""
-        pairs = [
-            (having(fused[m][batch.mask], batch, m, k), having(real[k], batch, m, k)) for k in self.generators if k != m
-        ]
-        return torch.stack([1 - mean(F.cosine_similarity(f, x, dim=-1)) for f, x in pairs]).mean()
+    def adversarial_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
+        """How badly s_m passes for the other modalities."""
+        shared = self.shared(batch, fused)
 
-    def reconstruction_loss(
-        self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]
-    ) -> Tensor:
+        def against(k: str) -> Tensor:
+            own, other = (having(shared[i], batch, m, k) for i in (k, m))
+            on_own = self.discriminators[k](own).detach() if self.relativistic else 0
+            return mean(F.softplus(on_own - self.discriminators[k](other)))
+
+        return self.over_others(m, against)
+
+    def contrastive_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
+        """InfoNCE: how badly s_m finds its own utterance's s_k among those of the dialogue."""
+        turns = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape)
+        sphere = {k: F.normalize(f[..., :SHARED_CHANNELS], dim=-1) for k, f in fused.items()}
+
+        def among(k: str) -> Tensor:
+            both = batch.has(m) & batch.has(k)
+            logits = sphere[m] @ sphere[k].transpose(1, 2) / self.TEMPERATURE
+            logits = logits.masked_fill(~both.unsqueeze(1), -1e4)
+            return mean(F.cross_entropy(logits[both], turns[both], reduction="none"))
+
+        return self.over_others(m, among)
+
+    def translation_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
+        """How far the other modalities' features are from what a linear map makes of s_m."""
+        shared = self.shared(batch, fused)
+
+        def into(k: str) -> Tensor:
+            x, made = batch.features[k][batch.mask], self.translators[k](shared[m])
+            x, made = having(x, batch, m, k), having(made, batch, m, k)
+            return mean(F.smooth_l1_loss(made, x, reduction="none"))
+
+        return self.over_others(m, into)
+
+    def reconstruction_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
         """How far x_m is from what a linear map makes of f_m."""
         f, x = fused[m][batch.mask], batch.features[m][batch.mask]
         rebuilt, given = having(self.decoders[m](f), batch, m), having(x, batch, m)

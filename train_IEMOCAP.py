@@ -77,6 +77,7 @@ REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # the same in the reference implementati
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
+WARM_UP = 0.1  # part of stage 1 in which its learning rate rises
 
 # The method ----------------------------------------------------------------------------------------------------------
 
@@ -121,10 +122,10 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
 def train_adversarial_fusion(
     fusion: AdversarialFusion, dialogues: Sequence[Dialogue], run: Run, settings: Settings
 ) -> None:
-    """Stage 1: every modality's fused features learn to pass for the other modalities.
+    """Stage 1: every modality's fused features learn to pass for the other modalities'.
 
-    No label is looked at. At the end the generators are the exponential moving average of themselves over the steps
-    (arXiv 1806.04498).
+    No label is looked at, and features are clean: with noise the game looks even in training and is lost without. At
+    the end the generators are the exponential moving average of themselves over the steps (arXiv 1806.04498).
     """
     epochs = settings.fusion.epochs
     if len(fusion.generators) < 2:
@@ -138,9 +139,16 @@ def train_adversarial_fusion(
     loader = batches(dialogues, settings.run.batch_size, shuffle)
     weights = fusion.loss_weights(settings.fusion.weight)
     average = average_weights(fusion.generators, EMA_DECAY)
-    generating = nn.ModuleList([fusion.generators, fusion.decoders])
+    generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.translators])
     generator_optimizer = torch.optim.AdamW(
         generating.parameters(), lr=settings.fusion.lr, weight_decay=settings.classifier.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        generator_optimizer,
+        settings.fusion.lr,
+        total_steps=max(1, epochs) * len(loader),
+        pct_start=WARM_UP,
+        cycle_momentum=False,
     )
     ratio = DISCRIMINATOR_LR_RATIO if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
     discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * settings.fusion.lr)
@@ -149,6 +157,7 @@ def train_adversarial_fusion(
         "average": average,
         "generator_optimizer": generator_optimizer,
         "discriminator_optimizer": discriminator_optimizer,
+        "schedule": schedule,
         "shuffle": shuffle,
     }
     done = run.restore("adversarial", parts)
@@ -157,14 +166,13 @@ def train_adversarial_fusion(
         fusion.train()
         losses = []
         for step, batch in enumerate(loader, 1):
-            seen = batch.augment(**asdict(settings.augmentation)).to(settings.run.device)
-            # Generators read what is augmented; what they are compared with is clean.
-            real = replace(seen, features=batch.to(settings.run.device).features)
+            batch = batch.augment(**asdict(replace(settings.augmentation, noise=0.0))).to(settings.run.device)
             where = f"epoch {epoch} of stage 1, step {step}"
 
             discriminator_losses, generator_losses = adversarial_step(
-                fusion, real, fusion(seen), weights, discriminator_optimizer, generator_optimizer, where
+                fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, where
             )
+            schedule.step()
             average.update_parameters(fusion.generators)
 
             losses.append(
@@ -182,11 +190,12 @@ def train_adversarial_fusion(
             run.stop_here(where)
         finite_weights(fusion, where)
         means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
-        means |= discriminators_right(fusion, real) | {"learning_rate": settings.fusion.lr}
+        means |= discriminators_right(fusion, batch) | {"learning_rate": schedule.get_last_lr()[0]}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
     if epochs:
         fusion.generators.load_state_dict(average.module.state_dict())
+        fusion.settle([batch.to(settings.run.device) for batch in batches(dialogues, settings.run.batch_size)])
 
 
 def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
@@ -211,7 +220,7 @@ def adversarial_step(
     Raises:
         TrainingError: If a loss or a gradient is not finite.
     """
-    # Discriminators: tell the real features of a modality from the fused features of the others.
+    # Discriminators: tell a modality's fused features from the others'.
     discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
     discriminator_optimizer.zero_grad()
     finite(sum(discriminator_losses.values()), where).backward()
@@ -247,7 +256,7 @@ def train_classifier(
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = average_weights(network, EMA_DECAY)
-    # Discriminators and decoders rest: they keep old gradients, and decay would move them.
+    # Discriminators, decoders and translators rest: they keep old gradients, and decay would move them.
     learning = [*nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()]
     optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

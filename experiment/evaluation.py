@@ -54,7 +54,7 @@ def extract_fused(fusion: AdversarialFusion, dialogues: Sequence[Dialogue]) -> d
     fused: dict[str, list[Tensor]] = {m: [] for m in fusion.generators}
     for batch in batches(dialogues, BATCH_SIZE):
         batch = batch.to(device)
-        for modality, features in fusion(batch).items():
+        for modality, features in fusion.export(batch).items():
             features = features.masked_fill(~batch.has(modality).unsqueeze(-1), torch.nan)
             fused[modality].append(features[batch.mask].cpu())
     return {m: torch.cat(parts).numpy() for m, parts in fused.items()}

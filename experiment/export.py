@@ -23,7 +23,7 @@ from experiment.prediction import Member, Model
 from files import InputError, replacing
 from model import (
     GANFFN,
-    FusedFeatureGenerator,
+    GENERATORS,
     NodalAttention,
     SpeakerEncoder,
     SpeakerLayer,
@@ -99,7 +99,7 @@ def generate(generator: nn.Module, x: Tensor, same: Tensor, has: Tensor, edges: 
     """What a generator makes of standardised features.
 
     Args:
-        generator: `FusedFeatureGenerator` or `TransformerGenerator`.
+        generator: One of `model.GENERATORS`.
         x: ``[B, T, d]``, 0 where missing.
         same: Which turns ``[B, T, T]`` are of the same speaker and have the modality.
         has: Which turns have it, ``[B, T]``.
@@ -110,9 +110,10 @@ def generate(generator: nn.Module, x: Tensor, same: Tensor, has: Tensor, edges: 
         same = same & (turn <= turn.unsqueeze(1))
     heard = same.to(x.dtype)
     mean = heard @ x / heard.sum(-1, keepdim=True).clamp(min=1)
-    x = generator.embed(torch.cat([x, x - mean], dim=-1))
-    if isinstance(generator, FusedFeatureGenerator):
-        return generator.norm(x)
+    given = torch.cat([x, x - mean], dim=-1)
+    x = generator.embed(given)
+    if not isinstance(generator, TransformerGenerator):
+        return generator.fuse(generator.encode(x, has), given)
     here = turn == turn.unsqueeze(1)
     place = sinusoids(x.shape[1], x.shape[2], x.device)
     x = x + (place if edges else place[:1])
@@ -124,7 +125,7 @@ def generate(generator: nn.Module, x: Tensor, same: Tensor, has: Tensor, edges: 
     for layer in generator.encoder.layers:
         x = x + attend(layer.self_attn, layer.norm1(x), seen)
         x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
-    return generator.norm(x)
+    return generator.fuse(x, given)
 
 
 def attend(attention: nn.MultiheadAttention, x: Tensor, seen: Tensor) -> Tensor:
@@ -250,7 +251,7 @@ def trace(model: Model) -> torch.export.ExportedProgram:
     """The network as a graph of tensor operations for any number of dialogues and turns."""
     for member in model.members:
         for generator in member.network.fusion.generators.values():
-            if type(generator) not in (FusedFeatureGenerator, TransformerGenerator):
+            if type(generator) not in GENERATORS.values():
                 kind = type(generator).__name__
                 raise InputError(f"{model.directory}: --export: not known how to write a {kind}; use another run")
     network = PortableNetwork(model).cpu().eval()

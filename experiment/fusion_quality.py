@@ -13,12 +13,12 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dataloader import Dialogue, batches
-from experiment.evaluation import BATCH_SIZE, extract_fused
+from dataloader import Dialogue
+from experiment.evaluation import extract_fused
 from experiment.run import Run
 from experiment.settings import FusionSettings
 from experiment.trained import fusion_weights, load_weights
-from model import AdversarialFusion, having
+from model import SHARED_CHANNELS, AdversarialFusion
 
 MOST = 20_000  # utterances of each modality that a probe learns from, evenly spaced
 
@@ -32,27 +32,30 @@ def fusion_quality(
         fusion: After stage 1.
         train: Standardised dialogues that stage 1 has learnt from.
         held_out: Standardised dialogues that it has not.
-        nonlinear: Whether to train a probe with hidden layers, too.
+        nonlinear: Whether to train a probe with hidden layers, too, on the shared channels.
 
     Returns:
         In percent: ``discriminator_accuracy``, by pair ``text>acoustic`` of generator and discriminator, how often D_k
-        finds the utterance's real features more real than its f_m, 50 where it cannot tell; ``modality_probe``, how
-        often a linear classifier tells the modality of fused features; ``retrieval``, by pair, how often an utterance's
-        f_m is nearest by cosine to its own f_k among those of the dialogue; and the ``chance`` of each.
+        finds the utterance's s_k more like modality k than s_m, 50 where it cannot tell; ``modality_probe``, how often
+        a linear classifier tells the modality of fused features; ``retrieval`` and ``retrieval_shared``, by pair, how
+        often an utterance's f_m, or its shared channels, are nearest by cosine to its own f_k among those of the
+        dialogue; and the ``chance`` of each.
     """
     learnt, seen = (whole_rows(extract_fused(fusion, dialogues)) for dialogues in (train, held_out))
     known = ~np.isnan(np.concatenate(list(extract_fused(fusion, held_out).values()), 1)).any(1)
     dialogue = np.repeat(np.arange(len(held_out)), [len(d) for d in held_out])[known]
+    shared = [{m: f[:, :SHARED_CHANNELS] for m, f in each.items()} for each in (learnt, seen)]
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     quality: dict[str, Any] = {
-        "discriminator_accuracy": discriminator_accuracy(fusion, held_out),
+        "discriminator_accuracy": discriminator_accuracy(fusion, shared[1]),
         "modality_probe": probe(linear, learnt, seen),
         "retrieval": {f"{m}>{k}": retrieval(seen[m], seen[k], dialogue) for m, k in fusion.pairs},
+        "retrieval_shared": {f"{m}>{k}": retrieval(shared[1][m], shared[1][k], dialogue) for m, k in fusion.pairs},
         "chance": {"modality_probe": 100 / len(seen), "retrieval": 100 * len(np.unique(dialogue)) / len(dialogue)},
     }
     if nonlinear:
         layers = make_pipeline(StandardScaler(), MLPClassifier((64, 64), max_iter=50, random_state=0))
-        quality["modality_probe_nonlinear"] = probe(layers, learnt, seen)
+        quality["modality_probe_nonlinear_shared"] = probe(layers, *shared)
     return quality
 
 
@@ -86,19 +89,14 @@ def whole_rows(fused: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def discriminator_accuracy(fusion: AdversarialFusion, dialogues: Sequence[Dialogue]) -> dict[str, float]:
-    """How often D_k ranks an utterance's real features above its f_m, ties counting half, in percent, by pair."""
-    fusion.eval()
+def discriminator_accuracy(fusion: AdversarialFusion, shared: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How often D_k ranks an utterance's own s_k above its s_m, ties counting half, in percent, by pair."""
     device = next(fusion.parameters()).device
-    wins: dict[str, list[torch.Tensor]] = {f"{m}>{k}": [] for m, k in fusion.pairs}
-    for batch in batches(dialogues, BATCH_SIZE):
-        batch = batch.to(device)
-        fused, real = fusion(batch), fusion.real(batch)
-        for m, k in fusion.pairs:
-            on_real = fusion.discriminators[k](having(real[k], batch, m, k))
-            on_fused = fusion.discriminators[k](having(fused[m][batch.mask], batch, m, k))
-            wins[f"{m}>{k}"].append((on_real > on_fused).double() + 0.5 * (on_real == on_fused))
-    return {pair: 100 * torch.cat(each).mean().item() for pair, each in wins.items()}
+    found = {}
+    for m, k in fusion.pairs:
+        own, other = (fusion.discriminators[k](torch.from_numpy(shared[i]).to(device)) for i in (k, m))
+        found[f"{m}>{k}"] = 100 * ((own > other).double() + 0.5 * (own == other)).mean().item()
+    return found
 
 
 def probe(classifier: Any, learnt: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]) -> float:

@@ -263,7 +263,8 @@ def figures_of_curves(seen: Insight) -> list[dict[str, Any]]:
         level = (even, f"neither side wins ({even:.2f})")
         add(f"Stage 1: losses of the {title}", "adversarial", columns, "adversarial loss (nats)", level=level)
     for kind, about in (
-        ("matching", "1 − cosine of fused features and the paired real ones of other modalities."),
+        ("contrastive", "How badly fused features find those of the same utterance's other modalities (InfoNCE)."),
+        ("translation", "Error of the other modalities' features, made from the shared channels."),
         ("reconstruction", "Error of a modality's own features, rebuilt from the fused ones."),
     ):
         columns = {c: c.split("_")[0] for c in first if c.endswith(f"_{kind}")}

@@ -20,7 +20,7 @@ from files import InputError, is_printable, read_text
 
 MODALITIES = ("text", "visual", "acoustic")
 ALIASES = {"audio": "acoustic", "video": "visual"}  # what else the field calls them
-GENERATORS = ("linear", "transformer")  # the kinds that model.py has
+GENERATORS = ("feed-forward", "linear", "transformer")  # the kinds that model.py has
 # What another device or folder may need otherwise. The data may have moved: their checksum is compared instead.
 FREE_ON_RESUME = {
     "data.features",
@@ -346,7 +346,7 @@ class FusionSettings:
     """Stage 1: adversarial fusion."""
 
     epochs: int = setting(
-        15, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
+        40, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
     )
     lr: float = setting(
         1e-3,
@@ -356,11 +356,11 @@ class FusionSettings:
         metavar="LR",
     )
     weight: float = setting(
-        0.1,
+        1.0,
         Number(float, 0, 1e6),
         "--GAN-weight",
-        "weight of the adversarial and the matching loss, beside reconstruction with weight 1; at 0 generators only "
-        "reconstruct",
+        "weight of all losses that make the modalities alike, the adversarial one among them, beside reconstruction; "
+        "at 0 generators only reconstruct",
         metavar="W",
         aliases="--GAN-adversary",
     )
@@ -368,18 +368,18 @@ class FusionSettings:
         "relativistic",
         Choice(("relativistic", "reference")),
         "--GAN-loss",
-        "relativistic: R3GAN's loss (arXiv 2501.05441) with matching and reconstruction; reference: binary cross "
-        "entropy alone and slow discriminators, as the reference implementation has it",
+        "relativistic: R3GAN's loss (arXiv 2501.05441) beside those that keep to the utterance; reference: binary "
+        "cross entropy alone and slow discriminators, as the reference implementation has it",
     )
     generator: str = setting(
-        "linear",
+        "feed-forward",
         Choice(GENERATORS),
         "--generator",
-        "kind of the generators: linear reads each utterance alone, transformer reads the dialogue, as the "
-        "reference's do",
+        "kind of the generators: feed-forward and linear read each utterance alone, transformer reads the dialogue, "
+        "as the reference's do",
     )
     channels: int = setting(
-        256, Number(int, 2, 16_384), "--fused-channels", "width of the fused features; even", metavar="D"
+        256, Number(int, 10, 16_384), "--fused-channels", "width of the fused features; even", metavar="D"
     )
     dropout: float = setting(0.4, PROBABILITY, "--dropout", "dropout probability, of generators and graph", metavar="P")
     trained_run: str | None = setting(
@@ -480,7 +480,8 @@ class AugmentationSettings:
         0.5,
         Number(float, 0, 1e6),
         "--noise",
-        "standard deviation of Gaussian noise added to training features, in standard deviations of the feature",
+        "standard deviation of Gaussian noise added to training features in stage 2, in standard deviations of the "
+        "feature",
         metavar="SD",
     )
     drop_utterances: float = setting(

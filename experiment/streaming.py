@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from dataloader import MODALITIES
 from experiment.prediction import Member, Model
 from files import InputError, mute, printable
-from model import GANFFN, FusedFeatureGenerator, SpeakerLayer
+from model import GANFFN, FusedFeatureGenerator, LinearGenerator, SpeakerLayer
 
 LONGEST_LINE = 2**19  # bytes; 25,000 numbers of 20 digits
 LONGEST_NAME = 500  # characters of a dialogue's or a speaker's name
@@ -91,7 +91,9 @@ class DialogueState:
         total, count = total + x, count + 1
         after.append(lambda: self.sums.__setitem__((m, speaker), (total, count)))
         relative = x - (total / count).to(x.dtype)
-        return generator.norm(generator.embed(torch.cat([x, relative])))
+        turn = torch.cat([x, relative]).unsqueeze(0)
+        encoded = generator.encode(generator.embed(turn), torch.ones(1, 1, dtype=torch.bool, device=x.device))
+        return generator.fuse(encoded, turn).squeeze(0)
 
     def _speaker_layer(
         self, layer: SpeakerLayer, at: tuple[str, int], x: Tensor, speaker: int, after: list[Callable[[], None]]
@@ -173,10 +175,10 @@ class Stream:
             raise InputError(f"{model.directory}: --stream: the run reads what comes after an utterance; {train}")
         for network in (member.network for member in model.members):
             for generator in network.fusion.generators.values():
-                if type(generator) is not FusedFeatureGenerator:
+                if type(generator) not in (FusedFeatureGenerator, LinearGenerator):
                     raise InputError(
                         f"{model.directory}: --stream: --generator {fusion.generator} reads all of a dialogue at each "
-                        f"turn, which takes ever longer; {train}, with --generator linear"
+                        f"turn, which takes ever longer; {train}, with --generator feed-forward"
                     )
             if network.classifier.attention is not None:
                 raise InputError(

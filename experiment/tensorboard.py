@@ -30,31 +30,31 @@ GROUPS = (
     ("_D_loss", "stage1_discriminators"),
     ("_D_right_on_real", "stage1_right_on_real"),
     ("_D_right_on_fused", "stage1_right_on_fused"),
-    ("_matching", "stage1_matching"),
+    ("_contrastive", "stage1_contrastive"),
+    ("_translation", "stage1_translation"),
     ("_reconstruction", "stage1_reconstruction"),
 )
 
 
 @torch.no_grad()
 def discriminators_right(fusion: AdversarialFusion, batch: Batch) -> dict[str, float]:
-    """Share of real and of fused features that each discriminator takes for what they are, in percent.
+    """Share of its own and of the other modalities' fused features that each discriminator takes for what they are.
 
-    The relativistic loss tells only how logits differ, so the line is drawn halfway between the means of both kinds;
-    the reference's is at 0. Networks are looked at without dropout; nothing random is touched.
+    In percent. The relativistic loss tells only how logits differ, so the line is drawn halfway between the means of
+    both kinds; the reference's is at 0. Networks are looked at without dropout; nothing random is touched.
 
     Args:
         fusion: Left in training mode.
-        batch: The real features, on the network's device.
+        batch: Clean features, on the network's device.
     """
     fusion.eval()
-    fused, real, found = fusion(batch), fusion.real(batch), {}
+    shared, found = fusion.shared(batch, fusion(batch)), {}
     for k, discriminator in fusion.discriminators.items():
-        on_real = discriminator(having(real[k], batch, k)).flatten()
-        each = [discriminator(having(fused[m][batch.mask], batch, m)).flatten() for m in fused if m != k]
-        on_fused = torch.cat(each)
-        line = (on_real.mean() + on_fused.mean()) / 2 if fusion.relativistic else 0.0
-        found[f"{k}_D_right_on_real"] = 100 * mean((on_real > line).float()).item()
-        found[f"{k}_D_right_on_fused"] = 100 * mean((on_fused < line).float()).item()
+        on_own = discriminator(having(shared[k], batch, k))
+        on_other = torch.cat([discriminator(having(shared[m], batch, m)) for m in shared if m != k])
+        line = (on_own.mean() + on_other.mean()) / 2 if fusion.relativistic else 0.0
+        found[f"{k}_D_right_on_real"] = 100 * mean((on_own > line).float()).item()
+        found[f"{k}_D_right_on_fused"] = 100 * mean((on_other < line).float()).item()
     fusion.train()
     return found
 

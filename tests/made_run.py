@@ -14,7 +14,7 @@ from experiment.settings import Settings
 from experiment.trained import best_weights, build_network, shape_of, standardiser_file
 from feature_files import write_nine_tuple
 
-SETTINGS = Settings().replace(fusion__channels=8, run__device="cpu")
+SETTINGS = Settings().replace(fusion__channels=16, run__device="cpu")
 DIMS = {"text": 6, "visual": 5, "acoustic": 4}
 
 
@@ -63,7 +63,7 @@ def make_run(directory: Path, corpus: Corpus, *, settings=SETTINGS, seed=0, file
     (directory / "report.txt").write_text(utils.report_text(labels, probabilities, corpus.label_names))
     rows = [{"epoch": e, "train_loss": 2 / e, "train_weighted_f1": 20.0 * e, "seconds": 1.0} for e in (1, 2)]
     write_csv(directory / "history.csv", rows)
-    kinds = ("G_loss", "D_loss", "matching", "reconstruction")
+    kinds = ("G_loss", "D_loss", "contrastive", "reconstruction")
     write_csv(
         directory / "GAN_loss.csv",
         [{"epoch": e} | {f"{m}_{k}": 0.7 / e for k in kinds for m in DIMS} | {"seconds": 1.0} for e in (1, 2)],

@@ -83,7 +83,8 @@ def test_without_sessions_in_the_ids_there_is_nothing_to_account_for():
 def test_the_game_of_the_reference_is_binary_cross_entropy(batch):
     fusion = AdversarialFusion({"text": 8, "acoustic": 5}, fused_channels=16, relativistic=False).eval()
     fused = fusion(batch)
-    real, fake = fusion.real(batch)["acoustic"], fused["text"][batch.mask]
+    shared = fusion.shared(batch, fused)
+    real, fake = shared["acoustic"], shared["text"]
     on_real, on_fake = (fusion.discriminators["acoustic"](x) for x in (real, fake))
     one, zero = torch.ones_like(on_real), torch.zeros_like(on_real)
     told_apart = F.binary_cross_entropy_with_logits(on_real, one) + F.binary_cross_entropy_with_logits(on_fake, zero)

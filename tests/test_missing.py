@@ -188,19 +188,18 @@ def test_hiding_keeps_holes_and_shows_no_padding(batch):
 
 def test_training_sees_no_hidden_row_and_scoring_hides_nothing(files, tmp_path, monkeypatch):
     seen = {True: [], False: []}
+    forward, step = GANFFN.forward, train_IEMOCAP.adversarial_step
 
-    def watch(of, training):
-        forward = of.forward
+    def watch(self, batch):
+        seen[self.training].append(batch)
+        return forward(self, batch)
 
-        def watched(self, batch):
-            if self.training == training:
-                seen[training].append(batch)
-            return forward(self, batch)
+    def watch_step(fusion, batch, *others):
+        seen[True].append(batch)
+        return step(fusion, batch, *others)
 
-        monkeypatch.setattr(of, "forward", watched)
-
-    watch(AdversarialFusion, training=True)
-    watch(GANFFN, training=False)
+    monkeypatch.setattr(GANFFN, "forward", watch)
+    monkeypatch.setattr(train_IEMOCAP, "adversarial_step", watch_step)
     flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "run"), *QUICK]
     assert (
         train_IEMOCAP.main([*flags, "--drop-modality", "visual:0.5", "--drop-modality", "text:0.2", "--no-pictures"])

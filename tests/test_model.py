@@ -10,6 +10,7 @@ from dataloader import Batch, Standardiser, collate
 from model import (
     GANFFN,
     GENERATORS,
+    SHARED_CHANNELS,
     AdversarialFusion,
     GraphEmotionClassifier,
     SpeakerEncoder,
@@ -75,7 +76,8 @@ def test_shapes_are_those_documented(network, dialogues):
     size = batch.mask.shape
     assert network(batch).shape == (*size, 6)
     assert {m: f.shape for m, f in network.fusion(batch).items()} == dict.fromkeys(DIMS, (*size, 16))
-    assert all(x.shape == (batch.mask.sum(), 16) for x in network.fusion.real(batch).values())
+    shared = network.fusion.shared(batch, network.fusion(batch))
+    assert {m: x.shape for m, x in shared.items()} == dict.fromkeys(DIMS, (batch.mask.sum(), SHARED_CHANNELS))
 
 
 def test_speaker_relative_features_have_mean_zero_for_each_speaker(dialogues):
@@ -100,7 +102,7 @@ def test_each_half_of_the_game_moves_its_own_players_only(network, dialogues):
     assert all(p.grad is None for p in [*fusion.generators.parameters(), *fusion.decoders.parameters()])
     losses = fusion.generator_losses(batch, fusion(batch))
     assert {m: sorted(terms) for m, terms in losses.items()} == {
-        m: ["adversarial", "matching", "reconstruction"] for m in DIMS
+        m: ["adversarial", "contrastive", "reconstruction", "translation"] for m in DIMS
     }
     sum(sum(terms.values()) for terms in losses.values()).backward()
     moved = [*fusion.generators.parameters(), *fusion.decoders.parameters()]
@@ -114,7 +116,8 @@ def test_the_task_reaches_every_weight_but_those_of_the_game(network, dialogues)
     trained += network.classifier.named_parameters()
     without = [name for name, p in trained if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
     assert without == []
-    resting = [*network.fusion.discriminators.parameters(), *network.fusion.decoders.parameters()]
+    fusion = network.fusion
+    resting = [p for each in (fusion.discriminators, fusion.decoders, fusion.translators) for p in each.parameters()]
     assert all(p.grad is None for p in resting)
 
 

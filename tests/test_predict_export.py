@@ -31,7 +31,7 @@ def inputs(one, dialogues):
     return (*rows, batch.mask, batch.speakers), batch.mask.numpy()
 
 
-@pytest.mark.parametrize("generator", ["linear", "transformer"])
+@pytest.mark.parametrize("generator", ["feed-forward", "linear", "transformer"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "changes",

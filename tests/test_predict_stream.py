@@ -21,7 +21,7 @@ DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 CORPUS = synthetic_corpus(train=4, test=3, mean_length=20, dims=DIMS)
 
 
-def model(generator="linear", members=1, **classifier):
+def model(generator="feed-forward", members=1, **classifier):
     settings = Settings(
         fusion=FusionSettings(channels=16, generator=generator),
         classifier=ClassifierSettings(**{"causal": True, "window_past": 4, **classifier}),
@@ -57,7 +57,7 @@ def holes(dialogue):
     return replace(dialogue, features=features, speakers=tuple(np.resize(["a", "b", "a", "c"], len(dialogue))))
 
 
-@pytest.mark.parametrize("generator", ["linear", "transformer"])
+@pytest.mark.parametrize("generator", ["feed-forward", "linear", "transformer"])
 @pytest.mark.parametrize("attention", [False, True])
 def test_no_answer_changes_when_the_future_is_changed(generator, attention):
     network = model(generator, attention=attention).members[0].network
@@ -219,7 +219,7 @@ def test_no_more_dialogues_are_open_than_memory_has_room_for(monkeypatch):
     [
         ({"causal": False}, "--causal --features FILE"),
         ({"attention": True}, "without --attention"),
-        ({"generator": "transformer"}, "--generator linear"),
+        ({"generator": "transformer"}, "--generator feed-forward"),
     ],
 )
 def test_a_run_that_cannot_stream_is_refused_with_the_line_that_trains_one(changes, says):

@@ -60,7 +60,7 @@ def test_curves_are_grouped_and_once_each(tmp_path):
 
 def test_every_tag_of_the_glossary_is_written_and_none_else():
     glossary = (Path(__file__).parent.parent / "docs" / "look.md").read_text(encoding="utf-8")
-    for column in ("text_G_loss", "text_D_loss", "text_D_right_on_real", "text_D_right_on_fused", "text_matching"):
+    for column in ("text_G_loss", "text_D_loss", "text_D_right_on_real", "text_D_right_on_fused", "text_contrastive"):
         assert f"`{tag_of('adversarial', column).split('/')[0]}/…`" in glossary
     for column in ("train_loss", "valid_f1_sad", "gradient_norm"):
         assert f"`{tag_of('classifier', column).split('/')[0]}/" in glossary
@@ -121,7 +121,7 @@ def test_a_full_disk_is_an_error_where_it_happens(tmp_path, monkeypatch):
 
 def test_discriminators_are_looked_at_without_a_trace():
     corpus = corpus_of([9, 7])
-    network = build_network(shape_of(corpus), FusionSettings(channels=8), ClassifierSettings())
+    network = build_network(shape_of(corpus), FusionSettings(channels=16), ClassifierSettings())
     standardise = Standardiser.fit(corpus.split("train"))
     batch = collate([standardise(d) for d in corpus.split("test")])
     before = torch.get_rng_state()
