@@ -165,6 +165,8 @@ def check_replaceable(directory: Path) -> None:
     refused = f"--out {directory}: --overwrite replaces only runs, and"
     if directory.is_symlink():
         raise InputError(f"{refused} this is a link; name the folder itself")
+    if os.path.normpath(directory) != str(directory):  # what it goes through would be moved aside with the rest
+        raise InputError(f"{refused} this goes through another folder; name it without '..'")
     at, home = directory.resolve(), Path("~").expanduser().resolve()
     if at in (*Path.cwd().resolve().parents, Path.cwd().resolve(), *home.parents, home) or (at / ".git").exists():
         raise InputError(f"{refused} this is a folder of other things; choose another")
