@@ -46,6 +46,9 @@ def ending(work: Callable[[], int | None]) -> int:
     except (InputError, TrainingError) as error:
         complain(f"error: {error}")
         return 2 if isinstance(error, InputError) else 1
+    except MemoryError:
+        complain("error: out of memory; give it less at once, or more memory")
+        return 2
     except KeyboardInterrupt:
         complain("Stopped.")
         return 130
