@@ -1,13 +1,13 @@
 """The same test utterances under several runs: who is better, and whether that is more than chance.
 
 python compare.py runs/first runs/second --out runs/comparison
-python compare.py runs/first --predictions somebody.csv
+python compare.py runs/first --predictions somebody.csv --html runs/comparison.html
 """
 
 from __future__ import annotations
 
 from experiment.compare_flags import parse_args
-from experiment.start import begin, ready
+from experiment.start import begin, ending, ready
 
 if __name__ == "__main__":
     begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
@@ -33,7 +33,7 @@ from experiment.comparison import (
 )
 from experiment.console import say
 from experiment.run_directory import write_csv
-from files import InputError, printable, replacing
+from files import InputError, replacing, spare
 
 __all__ = ["DRAWS", "Gain", "Predictions", "compare", "gain", "main", "read_run", "read_table"]
 
@@ -69,28 +69,30 @@ def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     shown = {"comparison": score_table(tables, mark=lambda cell: cell + " *"), "groups": tables["groups"]}
     if len(tables["mcnemar"]):
         shown["mcnemar"] = tables["mcnemar"]
-    for ending, written in (("md", markdown), ("tex", latex)):
-        with replacing(folder / f"comparison.{ending}") as temporary:
+    for suffix, written in (("md", markdown), ("tex", latex)):
+        with replacing(folder / f"comparison.{suffix}") as temporary:
             temporary.write_text("\n".join(written(table) for table in shown.values()), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     args = parse_args(argv)
-    try:
+
+    def work() -> None:
+        if args.html:
+            spare(map(Path, [*args.runs, *args.predictions]), Path(args.html))
         runs = [read_run(Path(run)) for run in args.runs]
         runs += [read_table(Path(path), runs[0]) for path in args.predictions]
         tables = compare(runs, args.draws)
         if args.out:
             write(tables, Path(args.out))
+        if args.html:
+            from experiment.page import comparison_page
+
+            comparison_page(runs, tables, [Path(run) for run in args.runs], Path(args.html))
         say(summary(tables, runs, args.draws))
-        return 0
-    except InputError as error:
-        print(f"error: {' '.join(printable(str(error), 2000).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 130
+
+    return ending(work)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a folder that can no longer be written
             temporary.unlink(missing_ok=True)
+
+
+def spare(inputs: Iterable[Path], out: Path) -> None:
+    """Refuse to write over what is to be read.
+
+    Raises:
+        InputError: If the output is an input, or a file that lies in a folder that is one.
+    """
+    for path in inputs:
+        try:
+            lost = out.exists() and (
+                (path.exists() and out.samefile(path)) or (path.is_dir() and path.resolve() in out.resolve().parents)
+            )
+        except (OSError, ValueError):  # one cannot be looked at: whoever reads or writes it says so
+            continue
+        if lost:
+            raise InputError(f"{out}: is read for this, and would be lost; give another name to write to")
 
 
 def is_leftover(path: Path) -> bool:

@@ -14,7 +14,7 @@ table = model.predict("new.pkl")
 from __future__ import annotations
 
 from experiment.predict_flags import parse_args
-from experiment.start import begin, ready
+from experiment.start import begin, ending, ready
 
 if __name__ == "__main__":
     begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
@@ -141,6 +141,15 @@ def json_lines(table: pd.DataFrame, label_names: Sequence[str]) -> Iterator[str]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     args = parse_args(argv)
+    return ending(lambda: answer(args))
+
+
+def answer(args: argparse.Namespace) -> int:
+    """Do what is asked for. Returns the exit status.
+
+    Raises:
+        InputError: If the run or the data cannot be read, or there is not the memory for them.
+    """
     try:
         model = load(args.run, args.device)
         if args.stream:
@@ -159,17 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.file, args.missing = str(extracted(model, args, Path(folder))), "mask"
             predict_file(model, args)
         return 0
-    except InputError as error:
-        print(f"error: {' '.join(printable(str(error), 2000).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 130
     except (MemoryError, RuntimeError) as error:
         if not utils.out_of_memory(error):
             raise
-        print("error: out of memory; predict parts of the file, or with --device cpu", file=sys.stderr)
-        return 2
+        raise InputError("out of memory; predict parts of the file, or with --device cpu") from None
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ from dataloader import (
     Dialogue,
     batches,
     class_weights,
-    cross_validation,
     hold_out_validation,
     session_logit_adjustment,
 )
 from experiment.checks import check_before_writing, check_export
 from experiment.console import announce, leave, say
+from experiment.corpus import read_corpus
 from experiment.evaluation import best_epoch, evaluate, fused_corpus, report
 from experiment.flags import Command, parse_args
 from experiment.fusion_quality import quality_of_run
@@ -68,7 +68,6 @@ from experiment.trained import (
 )
 from files import InputError, InterruptedRunError, TrainingError, WriteError, complain, printable
 from model import GANFFN, AdversarialFusion, emotion_loss
-from synthetic import synthetic_corpus
 from utils import average_weights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
@@ -169,7 +168,7 @@ def train_adversarial_fusion(
             batch = batch.augment(**asdict(replace(settings.augmentation, noise=0.0))).to(settings.run.device)
             where = f"epoch {epoch} of stage 1, step {step}"
 
-            discriminator_losses, generator_losses = adversarial_step(
+            discriminator_losses, generator_losses, norm = adversarial_step(
                 fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, where
             )
             schedule.step()
@@ -185,7 +184,7 @@ def train_adversarial_fusion(
                     for m, terms in generator_losses.items()
                 }
                 | {"D_gradient_norm": utils.gradient_norm(fusion.discriminators.parameters())}
-                | {"G_gradient_norm": utils.gradient_norm(generating.parameters())}
+                | {"G_gradient_norm": norm.item()}
             )
             run.stop_here(where)
         finite_weights(fusion, where)
@@ -211,11 +210,12 @@ def adversarial_step(
     discriminator_optimizer: torch.optim.Optimizer,
     generator_optimizer: torch.optim.Optimizer,
     where: str,
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], Tensor]:
     """A step of the discriminators, then one of the generators.
 
     Returns:
-        The losses of the discriminators by modality, and those of the generators by modality and name.
+        The losses of the discriminators by modality, those of the generators by modality and name, and the norm of the
+        generators' gradients before they are clipped.
 
     Raises:
         TrainingError: If a loss or a gradient is not finite.
@@ -232,9 +232,9 @@ def adversarial_step(
     generator_optimizer.zero_grad()
     generating = [p for group in generator_optimizer.param_groups for p in group["params"]]
     finite(loss, where).backward(inputs=generating)  # the discriminators get no gradient from this half
-    finite(nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT), where, "norm of the gradients")
+    norm = finite(nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT), where, "norm of the gradients")
     generator_optimizer.step()
-    return discriminator_losses, generator_losses
+    return discriminator_losses, generator_losses, norm
 
 
 def train_classifier(
@@ -320,28 +320,11 @@ IEMOCAP_features/README.md says where other public files are and how to make one
 
 def load_corpus(settings: Settings, needs: Sequence[str] = ("train", "test")) -> Corpus:
     """The corpus that the settings name, with the splits it needs at least."""
-    data = settings.data
-    if data.demo:
-        corpus = synthetic_corpus()
+    if settings.data.demo:
         say("*** SYNTHETIC CORPUS: made-up dialogues of IEMOCAP's shape. Its scores say nothing about real ones. ***")
-    elif data.features:
-        corpus = feature_files.read(
-            data.features,
-            text_layers=data.text_layers,
-            target=data.target,
-            missing=data.missing,
-            label_names=data.label_names,
-            needs=needs,
-        )
-    else:
+    elif not settings.data.features:
         raise InputError(NO_DATA)
-    if data.fold:
-        folds, over, name = data.fold
-        parts = cross_validation(corpus, folds, over)
-        if name not in parts:
-            raise InputError(f"{corpus.name}: no fold {name} of the run's; there are {', '.join(parts):.200}")
-        corpus = parts[name]
-    return corpus.select_modalities(data.modalities) if data.modalities else corpus
+    return read_corpus(settings.data, needs)
 
 
 def evaluate_run(command: Command) -> None:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from dataloader import Corpus, Dialogue, Standardiser
 from experiment.evaluation import evaluate
 from experiment.flags import HelpFormatter, Parser, add_settings, flag_type
 from experiment.settings import Settings, contradiction, parse_folds, parse_seeds
-from files import InputError, TrainingError
+from experiment.start import ending as ending
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPT = PROJECT / "train_IEMOCAP.py"
@@ -60,17 +60,6 @@ def parse(
     if needs_data and not (settings.data.features or settings.data.demo):
         parser.error("no data: give --features FILE or --demo")
     return settings, argparse.Namespace(**given)
-
-
-def ending(work: Callable[[], int | None]) -> int:
-    """Do the work. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
-    try:
-        return work() or 0
-    except (InputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        return 130
 
 
 # Data -----------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from experiment.flags import Command
 from experiment.plan import calibration_folds
 from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
 from experiment.settings import Settings
-from experiment.trained import build_network, fusion_weights, load_weights, shape_of
+from experiment.trained import build_network, fusion_weights, load_standardiser, load_weights, shape_of
 from files import InputError
 
 
@@ -149,6 +149,7 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
     if trained_run and len(corpus.dims) > 1:
         network = build_network(shape_of(corpus), settings.fusion, settings.classifier)
         load_weights(network.fusion, fusion_weights(Path(trained_run)))
+        load_standardiser(Path(trained_run))
         seen = set(read_config(Path(trained_run))["splits"].get("train", ()))
         for part in parts:
             held_out = hold_out_validation(part, settings.data.valid, settings.run.seed).splits

@@ -27,6 +27,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--out", metavar="DIR", help="write the tables there as CSV, Markdown and LaTeX (booktabs)")
     parser.add_argument(
+        "--html", metavar="FILE", help="write a page of the differences, and the utterances they are in"
+    )
+    parser.add_argument(
         "--draws", metavar="N", type=flag_type(Number(int, 100, 1_000_000).parse), default=10_000, help="of bootstrap"
     )
     return parser

@@ -23,6 +23,7 @@ from files import InputError, printable
 
 DRAWS = 10_000
 LEVEL = 95  # of the intervals, percent
+UTTERANCE = ("dialogue", "utterance", "speaker", "label", "sentence")
 MEASURES = ("weighted F1", "macro F1", "accuracy")
 
 
@@ -32,7 +33,7 @@ class Predictions:
 
     Attributes:
         name: For the tables.
-        table: A row an utterance: ``dialogue``, ``utterance``, ``speaker``, ``label`` (a number).
+        table: A row an utterance: ``dialogue``, ``utterance``, ``speaker``, ``label`` (a number), maybe ``sentence``.
         members: Predicted classes ``[S, N]``: a row for each seed.
         together: The classes the members predict together, by the mean of their probabilities, ``[N]``.
         label_names: C names.
@@ -64,7 +65,7 @@ def read_run(directory: Path) -> Predictions:
     columns = [f"p_{name}" for name in class_names(first)]
     probabilities = np.mean([table[columns].to_numpy() for table in tables], 0)
     members = np.stack([table["predicted"].to_numpy(int) for table in tables])
-    kept = first[["dialogue", "utterance", "speaker", "label"]]
+    kept = first[[name for name in UTTERANCE if name in first]]
     name = printable(directory.name or str(directory), 60)
     together = members[0] if len(tables) == 1 else probabilities.argmax(1)
     return Predictions(name, kept, members, together, tuple(class_names(first)))
@@ -359,7 +360,7 @@ def compare(runs: Sequence[Predictions], count: int = DRAWS, seed: int = 0) -> d
         InputError: If they were tested on different utterances.
     """
     runs = aligned(runs)
-    names = _distinct([run.name for run in runs])
+    names = distinct_names(runs)
     dialogues = list(dict.fromkeys(runs[0].table["dialogue"]))
     weights, once = draws(dialogues, count, seed), np.ones((1, len(dialogues)))
     labels = runs[0].table["label"].to_numpy(int)
@@ -417,10 +418,10 @@ def groups(runs: Sequence[Predictions], names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["by", "group", "run", "utterances", *MEASURES])
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names with a number behind those that occur before."""
+def distinct_names(runs: Sequence[Predictions]) -> list[str]:
+    """The runs' names, with a number behind those that occur before."""
     found: list[str] = []
-    for name in names:
+    for name in (run.name for run in runs):
         k, one = 2, name
         while one in found:
             one, k = f"{name} ({k})", k + 1

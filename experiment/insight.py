@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 
 import utils
 from dataloader import Dialogue, session_of
-from experiment.run_directory import read_json
+from experiment.comparison import draws, interval
+from experiment.run_directory import read_json, unguarded
 from experiment.settings import Settings, from_json
 from files import InputError
 
@@ -203,7 +204,7 @@ def read_predictions(
     if classes.min() < 0 or classes.max() >= len(columns) or not np.isfinite(probabilities).all():
         raise InputError("damaged: a class or probability is out of range")
     for name in set(table) & {"dialogue", "utterance", "speaker", "sentence"}:
-        table[name] = [re.sub(r"^'(?=[=+\-@\t\r])", "", text) for text in table[name]]
+        table[name] = [unguarded(text) for text in table[name]]
     return table, probabilities, tuple(names)
 
 
@@ -274,29 +275,13 @@ def load_dialogues(seen: Insight) -> tuple[list[Dialogue], Settings]:
     Raises:
         InputError: If the data are not there, or others.
     """
-    import feature_files
-    from synthetic import synthetic_corpus
+    from experiment.corpus import read_corpus
 
     settings = from_json(seen.config.get("settings"), str(seen.directory / "config.json"))
-    data = settings.data
-    if data.demo:
-        corpus = synthetic_corpus()
-    elif data.features:
-        corpus = feature_files.read(
-            data.features,
-            text_layers=data.text_layers,
-            target=data.target,
-            missing=data.missing,
-            label_names=data.label_names,
-            needs=(),
-        )
-    else:
-        raise InputError("the run names no feature file")
+    corpus = read_corpus(settings.data)
     then = seen.config.get("features", {}).get("sha256")
     if corpus.sha256 != then:
         raise InputError(f"{corpus.name}: not the data of the run (SHA-256 {corpus.sha256[:12]}…, then {then!s:.12}…)")
-    if data.modalities:
-        corpus = corpus.select_modalities(data.modalities)
     ids = dict.fromkeys(seen.table["dialogue"]) or seen.config.get("splits", {}).get("test", ())
     return [corpus.dialogues[i] for i in ids], settings
 
@@ -419,24 +404,11 @@ class Resampled:
 
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of weighted F1."""
-        low, high = np.percentile(self.weighted_f1, [2.5, 97.5])
-        return float(low), float(high)
-
-
-def draws(dialogues: Sequence[str]) -> np.ndarray:
-    """How often each dialogue is drawn in each of `DRAWS` draws, with replacement within its session, ``[R, D]``."""
-    ids = list(dict.fromkeys(dialogues))
-    sessions = np.array([session_of(i) for i in ids])
-    rng = np.random.default_rng(0)
-    weights = np.zeros((DRAWS, len(ids)))
-    for session in sorted(set(sessions)):
-        at = np.flatnonzero(sessions == session)
-        weights[:, at] = rng.multinomial(len(at), np.full(len(at), 1 / len(at)), size=DRAWS)
-    return weights
+        return interval(self.weighted_f1)
 
 
 def resample(dialogues: Sequence[str], labels: np.ndarray, predicted: np.ndarray, classes: int) -> Resampled:
-    """Scores over `draws` of the dialogues: what other dialogues of these speakers might have given.
+    """Scores over `DRAWS` bootstrap draws of the dialogues: what other dialogues of these speakers might have given.
 
     Args:
         dialogues: The dialogue of each utterance, N ids.
@@ -450,7 +422,8 @@ def resample(dialogues: Sequence[str], labels: np.ndarray, predicted: np.ndarray
     np.add.at(counts[0], (number[right], labels[right]), 1)
     np.add.at(counts[1], (number, labels), 1)
     np.add.at(counts[2], (number, predicted), 1)
-    hits, true, said = (draws(dialogues) @ each for each in counts)
+    weights = draws(ids, DRAWS)
+    hits, true, said = (weights @ each for each in counts)
     f1 = 100 * 2 * hits / np.maximum(true + said, 1)
     return Resampled((f1 * true).sum(1) / np.maximum(true.sum(1), 1), f1)
 
@@ -480,23 +453,6 @@ def by_group(seen: Insight, kind: str) -> list[dict[str, Any]]:
             {"name": name, "utterances": len(part), "dialogues": count, "f1": f1, "interval": interval, "few": few}
         )
     return rows
-
-
-def reliability(seen: Insight, bins: int = 10) -> tuple[list[dict[str, float]], float]:
-    """Bins of confidence (``confidence``, ``accuracy``, ``count``) and the expected calibration error, in percent."""
-    right = (seen.table["label"] == seen.table["predicted"]).to_numpy()
-    at = np.minimum((seen.confidence * bins).astype(int), bins - 1)
-    rows = [
-        {
-            "confidence": 100 * float(seen.confidence[at == b].mean()),
-            "accuracy": 100 * float(right[at == b].mean()),
-            "count": int((at == b).sum()),
-        }
-        for b in range(bins)
-        if (at == b).any()
-    ]
-    total = sum(row["count"] for row in rows)
-    return rows, sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / max(total, 1)
 
 
 def changed_settings(seen: Insight) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import utils
-from experiment import svg
-from experiment.insight import Insight, by_group, changed_settings, gather, reliability, resample
+from dataloader import IGNORE_LABEL
+from experiment import calibration, svg
+from experiment.comparison import Predictions, aligned, distinct_names
+from experiment.insight import Insight, by_group, changed_settings, gather, resample
 from experiment.palette import colour, marker, plain
-from files import InputError, WriteError, replacing
+from experiment.run_directory import read_config, unguarded
+from experiment.start import ending
+from files import InputError, WriteError, complain, printable, replacing, say
 
 NAME = "report.html"
 MATRIX = 20  # classes at most in the confusion matrix; of more, those with the most utterances
@@ -89,9 +93,9 @@ def browser_data(seen: Insight) -> dict[str, Any]:
     }
 
 
-def style_data(seen: Insight) -> dict[str, Any]:
+def style_data(label_names: Sequence[str]) -> dict[str, Any]:
     """Colour and marker of every class."""
-    count = range(len(seen.label_names))
+    count = range(len(label_names))
     return {"colours": [colour(i) for i in count], "markers": [marker(i) for i in count]}
 
 
@@ -216,6 +220,39 @@ def _per_class(report: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def reliability_part(seen: Insight) -> dict[str, Any]:
+    """The reliability diagram, and what the report says of calibration: a row a figure, before and after."""
+    labels = seen.table["label"].to_numpy()
+    found: dict[str, Any] = {
+        "svg": svg.reliability(calibration.reliability(labels, seen.probabilities)),
+        "error": 100 * calibration.expected_calibration_error(labels, seen.probabilities),
+        "rows": [],
+        "about": "",
+    }
+    said = seen.report.get("calibration")
+    if not isinstance(said, dict) or not isinstance(said.get("before"), dict):
+        return found
+    after = said.get("after") or {}
+    for key, name, scale in (
+        ("expected_calibration_error", "expected calibration error (%)", 100),
+        ("brier_score", "Brier score", 1),
+        ("negative_log_likelihood", "negative log-likelihood (nats)", 1),
+    ):
+        values = [scale * float(side[key]) if key in side else None for side in (said["before"], after)]
+        found["rows"].append({"name": name, "before": values[0], "after": values[1]})
+    if said.get("temperature") is not None:
+        found["about"] = (
+            f"Temperature {said['temperature']:.2f}, fitted on {said['utterances']} utterances of {said['dialogues']} "
+            f"dialogues ({said['fitted_on']}). All probabilities on this page are those after it."
+        )
+    else:
+        found["about"] = (
+            "The probabilities are uncalibrated: the run had no dialogues to fit a temperature on. --valid 0.1 or "
+            "--calibrate 5 would give it some."
+        )
+    return found
+
+
 def matrix_part(seen: Insight) -> dict[str, Any] | None:
     """The confusion matrix, of at most `MATRIX` classes, and what is most often taken for what."""
     counts = seen.scores.get("confusion_matrix")
@@ -308,14 +345,18 @@ def flags_text(seen: Insight) -> list[str]:
 # Pages ----------------------------------------------------------------------------------------------------------------
 
 
+def _shown(number: float | None, form: str) -> str:
+    return "–" if number is None or not math.isfinite(number) else format(number, form)
+
+
 @cache
 def environment() -> Environment:
     """Jinja2 with every value escaped."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.globals |= {"swatch": svg.swatch, "symbols": svg.symbols, "as_json": as_json}
-    made.filters["percent"] = lambda x: "–" if x is None or not math.isfinite(x) else f"{x:.1f}"
-    made.filters["two"] = lambda x: "–" if x is None or not math.isfinite(x) else f"{x:.2f}"
+    for name, form in (("percent", ".1f"), ("two", ".2f"), ("three", ".3f"), ("signed", "+.1f")):
+        made.filters[name] = partial(_shown, form=form)
     return made
 
 
@@ -330,7 +371,6 @@ def render(seen: Insight) -> str:
         values = {n: v for n, v in values.items() if math.isfinite(v)}
         interval = utils.interval(pd.Series(values))
         spread = part("spread", lambda: svg.dots(values, interval, "weighted F1 (%)", "Weighted F1 of every run"))
-    calibration = part("reliability", lambda: reliability(seen)) if scored else None
     content = {
         "title": plain(seen.directory.resolve().name or "run", 80),
         "head": part("headline", lambda: headline(seen)),
@@ -339,14 +379,13 @@ def render(seen: Insight) -> str:
         "classes": part("classes", lambda: class_rows(seen)) or [],
         "names": [plain(name) for name in seen.label_names],
         "matrix": part("confusion matrix", lambda: matrix_part(seen)),
-        "calibration": calibration,
-        "reliability": part("reliability", lambda: svg.reliability(calibration[0])) if calibration else None,
+        "reliability": part("reliability", lambda: reliability_part(seen)) if scored else None,
         "curves": part("curves", lambda: figures_of_curves(seen)) or [],
         "maps": part("maps", lambda: figures_of_maps(seen)) or [],
         "groups": {kind: rows[:GROUPS] for kind, rows in (groups or {}).items() if rows},
         "members": _member_rows(seen),
         "spread": spread,
-        "data": part("conversations", lambda: browser_data(seen) | style_data(seen)) if scored else None,
+        "data": part("conversations", lambda: browser_data(seen) | style_data(seen.label_names)) if scored else None,
         "decided": bool(seen.modalities or any(seen.neighbours)),
         "transcripts": scored and any(seen.table["sentence"]),
         "made": time.strftime("%Y-%m-%d %H:%M"),
@@ -399,7 +438,7 @@ def _write(text: str, path: Path, *, elsewhere: bool) -> Path:
             raise
         other = Path(tempfile.mkdtemp(prefix="gan-ffn-")) / path.name
         other.write_text(text, encoding="utf-8", errors="replace")
-        print(f"{error}; the page is {other}", file=sys.stderr)
+        complain(f"{error}; the page is {other}")
         return other
     return path
 
@@ -407,101 +446,77 @@ def _write(text: str, path: Path, *, elsewhere: bool) -> Path:
 # Several runs side by side --------------------------------------------------------------------------------------------
 
 
-def comparison_page(directories: Sequence[Path], out: Path) -> Path:
+def comparison_page(
+    runs: Sequence[Predictions], tables: Mapping[str, pd.DataFrame], directories: Sequence[Path], out: Path
+) -> Path:
     """Make the page of several runs: their differences from the first, per class, and where they differ.
 
     Args:
-        directories: Of runs, or of plans of several, whose ensembles are then compared; two or more.
+        runs: Two or more, the tables of others among them.
+        tables: What `compare` makes of them.
+        directories: Of the first of the runs, for what they were.
         out: Where the page goes.
 
     Raises:
-        InputError: If fewer than two hold predictions of the same utterances with the same classes.
+        InputError: If there are fewer than two, or the page cannot be written.
     """
-    runs = [gather(Path(d), maps=False) for d in directories]
-    for run in runs:
-        if not len(run.table):
-            raise InputError(f"{run.directory}: no predictions of a test split; name the directory of a finished run")
-        if run.label_names != runs[0].label_names:
-            raise InputError(
-                f"{run.directory}: other classes than those of {runs[0].directory}; compare runs of one set"
-            )
     if len(runs) < 2:
-        raise InputError("name two runs or more to compare")
-    names = _short_names(directories)
-    keys = [pd.MultiIndex.from_frame(run.table[["dialogue", "utterance"]]) for run in runs]
-    common = keys[0]
-    for key in keys[1:]:
-        common = common[common.isin(key)]
-    common = common.unique()
-    if not len(common):
-        raise InputError("the runs have no test utterance in common; compare runs on the same data")
-    at = [key.drop_duplicates().get_indexer(common) for key in keys]
-    first = runs[0]
-    table = first.table.iloc[at[0]].reset_index(drop=True)
-    labels, count = table["label"].to_numpy(), len(first.label_names)
-    said = [run.table["predicted"].to_numpy()[i] for run, i in zip(runs, at, strict=True)]
-    drawn = [resample(table["dialogue"], labels, each, count) for each in said]
-    rows = []
-    for i, run in enumerate(runs):
-        scores = utils.score(labels, np.eye(count)[said[i]], first.label_names)
-        difference = drawn[i].weighted_f1 - drawn[0].weighted_f1
-        rows.append(
-            {
-                "name": names[i],
-                "flags": " ".join(flags_text(run)),
-                "f1": scores["weighted_f1"],
-                "interval": drawn[i].interval(),
-                "difference": scores["weighted_f1"] - rows[0]["f1"] if i else 0.0,
-                "apart": tuple(np.percentile(difference, [2.5, 97.5]).tolist()),
-                "per_class": scores["per_class"],
-            }
-        )
-    classes = []
-    for k, name in enumerate(first.label_names):
-        each = []
-        for i, row in enumerate(rows):
-            apart = np.percentile(drawn[i].f1[:, k] - drawn[0].f1[:, k], [2.5, 97.5]).tolist()
-            f1 = row["per_class"][name]["f1"]
-            each.append({"f1": f1, "difference": f1 - rows[0]["per_class"][name]["f1"], "apart": apart})
-        support = rows[0]["per_class"][name]["support"]
-        classes.append({"i": k, "name": plain(name), "support": support, "each": each})
-    differ = np.flatnonzero((np.stack(said) != said[0]).any(0))
-    kept = table.iloc[differ]
+        raise InputError("--html: one run is not several; name two or more, or a table with --predictions")
+    runs, names = aligned(runs), [plain(name, 60) for name in distinct_names(runs)]
+    first, label_names = runs[0].table, runs[0].label_names
+    labels, said = first["label"].to_numpy(int), np.stack([run.together for run in runs])
+    configs = [read_config(d) for d in directories]
+    scores, differences = (
+        {m: part.to_dict("records") for m, part in tables[name].groupby("measure")}
+        for name in ("scores", "differences")
+    )
+
+    def each(measure: str) -> list[dict[str, Any]]:
+        """What every run scores, and how far that is from the first."""
+        apart = [None, *differences[measure]]
+        return [{**score, "apart": other} for score, other in zip(scores[measure], apart, strict=True)]
+
+    rows = [
+        {
+            **score,
+            "name": names[i],
+            "flags": " ".join(flags_text(Insight(directories[i], configs[i])))
+            if i < len(configs)
+            else "not a run of ours",
+            "members": len(runs[i].members),
+        }
+        for i, score in enumerate(each("weighted F1"))
+    ]
+    classes = [
+        {"i": k, "name": plain(name), "support": int((labels == k).sum()), "each": each(f"F1 {name}")}
+        for k, name in enumerate(label_names)
+    ]
+    differ = np.flatnonzero((said != said[0]).any(0) & (labels != IGNORE_LABEL))
+    kept = first.iloc[differ]
+    sentences = kept["sentence"] if "sentence" in kept else [""] * len(kept)
     data = {
-        "classes": [plain(n) for n in first.label_names],
+        "classes": [plain(n) for n in label_names],
         "runs": names,
         "dialogue": [plain(d, 200) for d in kept["dialogue"]],
         "name": [plain(u, 200) for u in kept["utterance"]],
         "speaker": [plain(s, 80) for s in kept["speaker"]],
-        "text": [str(s)[:LONGEST] for s in kept["sentence"]],
+        "text": [unguarded(str(s))[:LONGEST] for s in sentences],
         "label": labels[differ].tolist(),
-        "said": [each[differ].tolist() for each in said],
-        **style_data(first),
+        "said": said[:, differ].tolist(),
+        **style_data(label_names),
     }
     content = {
         "title": plain(" and ".join(names), 120),
         "rows": rows,
         "classes": classes,
         "differ": len(differ),
-        "utterances": len(common),
-        "dialogues": table["dialogue"].nunique(),
-        "left_out": [max(0, len(key) - len(common)) for key in keys],
-        "demo": bool(first.settings.get("data", {}).get("demo")),
+        "utterances": int((labels != IGNORE_LABEL).sum()),
+        "dialogues": first["dialogue"].nunique(),
+        "demo": any(config["settings"].get("data", {}).get("demo") for config in configs),
         "data": data,
         "made": time.strftime("%Y-%m-%d %H:%M"),
-        "problems": [plain(f"{n}: {line}", 400) for n, run in zip(names, runs, strict=True) for line in run.problems],
     }
     return _write(environment().get_template("comparison.html.j2").render(content), Path(out), elsewhere=False)
-
-
-def _short_names(directories: Sequence[Path]) -> list[str]:
-    """The last part of each path, or as many parts as tell them apart."""
-    parts = [Path(d).resolve().parts for d in directories]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-length:]) for p in parts]
-        if len(set(names)) == len(names):
-            return [plain(name, 60) for name in names]
-    return [f"{plain('/'.join(p[-2:]), 60)} ({i})" for i, p in enumerate(parts, 1)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -510,12 +525,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="the directory of a run, or of several of a plan")
     parser.add_argument("--out", metavar="FILE", help=f"where the page goes (default: {NAME} in the run)")
     given = parser.parse_args(argv)
-    try:
-        print(write_page(Path(given.run), out=Path(given.out) if given.out else None))
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    out = Path(given.out) if given.out else None
+    return ending(lambda: say(printable(str(write_page(Path(given.run), out=out)), None)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 
-from experiment.insight import Insight, Map, reliability, resample
+from experiment import calibration
+from experiment.insight import Insight, Map, resample
 from experiment.palette import COLOURS, colour, marker, plain
 from files import replacing
 from utils import deviation, interval
@@ -107,8 +108,10 @@ def adversarial_losses(history: Sequence[Mapping[str, float]], even: tuple[float
 
 def fusion_losses(history: Sequence[Mapping[str, float]]) -> plt.Figure | None:
     """Every loss of the generators but the adversarial one, by epoch, one panel each; None where there is no other."""
-    curves = pd.DataFrame(history).set_index("epoch").drop(columns="seconds", errors="ignore")
-    kinds = dict.fromkeys(c.partition("_")[2] for c in curves if "_G_" not in c and "_D_" not in c)
+    curves = pd.DataFrame(history).set_index("epoch")
+    modalities = [c.removesuffix("_G_loss") for c in curves if c.endswith("_G_loss")]
+    terms = [c.partition("_") for c in curves if "_G_" not in c and "_D_" not in c]
+    kinds = dict.fromkeys(kind for modality, _, kind in terms if modality in modalities)
     if not kinds:
         return None
     rows = -(-len(kinds) // 2)
@@ -183,14 +186,20 @@ def per_class_f1(
     return figure
 
 
-def reliability_diagram(rows: Sequence[Mapping[str, float]], error: float) -> plt.Figure:
-    """How often the answer is right by how sure it is, and how many utterances are so sure."""
+def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray) -> plt.Figure:
+    """How often the answer is right by how sure it is, and how many utterances are so sure.
+
+    Args:
+        labels: Classes, ``[N]``.
+        probabilities: ``[N, C]``.
+    """
+    bins = pd.DataFrame(calibration.reliability(labels, probabilities)).query("utterances > 0")
+    error = 100 * calibration.expected_calibration_error(labels, probabilities)
     figure, (axis, below) = plt.subplots(2, 1, figsize=(COLUMN, 3.6), sharex=True, height_ratios=(4, 1))
     axis.plot([0, 100], [0, 100], color="0.5", linestyle=":", marker="")
-    x, y = [row["confidence"] for row in rows], [row["accuracy"] for row in rows]
-    axis.plot(x, y, label=f"calibration error {error:.1f} %")
+    axis.plot(100 * bins["confidence"], 100 * bins["accuracy"])
     axis.set(ylabel="right (%)", xlim=(0, 100), ylim=(0, 100), title=f"Expected calibration error {error:.1f} %")
-    below.bar(x, [row["count"] for row in rows], width=7, color="0.6")
+    below.bar(100 * bins["confidence"], bins["utterances"], width=5, color="0.6")
     below.set(xlabel="confidence (%)", ylabel="utterances")
     return figure
 
@@ -277,7 +286,8 @@ def pictures(seen: Insight) -> dict[str, Callable[[], plt.Figure | None]]:
         values = {n.replace(kind, "", 1): r["test"]["weighted_f1"] for n, r in seen.members.items()}
         made["spread"] = lambda: spread(values, kind)
     if len(seen.table):
-        made["reliability_diagram"] = lambda: reliability_diagram(*reliability(seen))
+        labels = seen.table["label"].to_numpy()
+        made["reliability_diagram"] = lambda: reliability_diagram(labels, seen.probabilities)
         made["emotion_timeline"] = lambda: emotion_timeline(seen)
     if seen.fused:
         made["fused_features"] = lambda: feature_map(seen.fused, "Fused features")

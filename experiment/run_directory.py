@@ -74,10 +74,18 @@ def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> N
 NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 def one_line(text: str) -> str:
     """Text for a cell of a table."""
-    guarded = f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    guarded = f"'{text}" if text.startswith(FORMULA) else text
     return NOT_IN_A_LINE.sub(lambda c: ascii(c.group())[1:-1], guarded)
+
+
+def unguarded(text: str) -> str:
+    """A cell of a table without the ``'`` that keeps a spreadsheet from taking it for a formula."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -157,6 +165,8 @@ def check_replaceable(directory: Path) -> None:
     refused = f"--out {directory}: --overwrite replaces only runs, and"
     if directory.is_symlink():
         raise InputError(f"{refused} this is a link; name the folder itself")
+    if os.path.normpath(directory) != str(directory):  # what it goes through would be moved aside with the rest
+        raise InputError(f"{refused} this goes through another folder; name it without '..'")
     at, home = directory.resolve(), Path("~").expanduser().resolve()
     if at in (*Path.cwd().resolve().parents, Path.cwd().resolve(), *home.parents, home) or (at / ".git").exists():
         raise InputError(f"{refused} this is a folder of other things; choose another")

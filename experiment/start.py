@@ -1,4 +1,4 @@
-"""What a script does before its heavy imports. The standard library alone."""
+"""What a script does before its heavy imports, and how it ends. The standard library alone."""
 
 from __future__ import annotations
 
@@ -31,6 +31,27 @@ def begin(parse_args: str | Callable[[], object]) -> None:
             complain(str(error))
             raise SystemExit(stop.code or 1) from None
         raise
+
+
+def ending(work: Callable[[], int | None]) -> int:
+    """Do the work of a script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted.
+
+    Args:
+        work: Returns a status of its own, or nothing where all went well.
+    """
+    from files import InputError, TrainingError, complain
+
+    try:
+        return work() or 0
+    except (InputError, TrainingError) as error:
+        complain(f"error: {error}")
+        return 2 if isinstance(error, InputError) else 1
+    except MemoryError:
+        complain("error: out of memory; give it less at once, or more memory")
+        return 2
+    except KeyboardInterrupt:
+        complain("Stopped.")
+        return 130
 
 
 def ready() -> None:

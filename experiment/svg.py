@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from experiment.palette import MARKERS, colour, marker, plain
@@ -167,17 +168,25 @@ def scatter(points: Sequence[Sequence[float]], group: Sequence[int], names: Sequ
     )
 
 
-def reliability(rows: Sequence[Mapping[str, float]]) -> Markup:
-    """How often the answer is right by how sure it is; the diagonal is what should be."""
+def reliability(bins: Mapping[str, np.ndarray]) -> Markup:
+    """How often the answer is right by how sure it is, by bin; the diagonal is what should be.
+
+    Args:
+        bins: Of `calibration.reliability`.
+    """
     axes = Axes((0, 100), (0, 100), ("confidence (%)", "right (%)"), (360, 320))
     diagonal = f"M{axes.across(0):.0f} {axes.up(0):.0f}L{axes.across(100):.0f} {axes.up(100):.0f}"
     axes.parts.append(f'<path class="level" d="{diagonal}"/>')
-    most = max((row["count"] for row in rows), default=1)
-    for row in rows:
-        x, y, base = axes.across(row["confidence"]), axes.up(row["accuracy"]), axes.up(row["confidence"])
+    most = bins["utterances"].max()
+    for confidence, right, count in zip(
+        100 * bins["confidence"], 100 * bins["accuracy"], bins["utterances"], strict=True
+    ):
+        if not count:
+            continue
+        x, y, base = axes.across(confidence), axes.up(right), axes.up(confidence)
         axes.parts.append(f'<path class="gap" d="M{x:.1f} {base:.1f}V{y:.1f}"/>')
-        radius = 3 + 7 * math.sqrt(row["count"] / most)
-        said = f"confidence {row['confidence']:.0f} %: right {row['accuracy']:.0f} %, {row['count']} utterances"
+        radius = 3 + 7 * math.sqrt(count / most)
+        said = f"confidence {confidence:.0f} %: right {right:.0f} %, {count} utterances"
         axes.parts.append(
             f'<circle class="bin" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{said}</title></circle>'
         )

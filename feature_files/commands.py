@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_files import download
-from files import InputError, complain, open_streams, printable, say
+from files import InputError, complain, open_streams, printable, say, spare
 
 if TYPE_CHECKING:
     from dataloader import Corpus
@@ -138,22 +138,11 @@ def _provenance(files: Sequence[Path], corpora: Sequence[Corpus], choices: Mappi
 
 
 def _spare(inputs: Sequence[Path], out: Path) -> None:
-    """Refuse to write over what is to be read.
-
-    Raises:
-        InputError: If the output is an input, a file of class names beside it, or lies in a folder that is one.
-    """
-    for path in inputs:
-        beside = [path, *(path.with_name(path.name + end) for end in (".labels.txt", ".labels.json") if path.name)]
-        try:
-            lost = out.exists() and (
-                any(other.exists() and out.samefile(other) for other in beside)
-                or (path.is_dir() and path.resolve() in out.resolve().parents)
-            )
-        except (OSError, ValueError):  # one cannot be looked at: whoever reads or writes it says so
-            continue
-        if lost:
-            raise InputError(f"{out}: is read for this, and would be lost; give another name to write to")
+    """Refuse to write over what is to be read, or a file of class names beside it."""
+    spare(
+        [*inputs, *(p.with_name(p.name + end) for p in inputs for end in (".labels.txt", ".labels.json") if p.name)],
+        out,
+    )
 
 
 def _catch_signals() -> None:

@@ -113,7 +113,10 @@ def open_container(path: Path, verify: bool = True) -> tuple[Parts, int, str]:
         if kind not in DTYPES or shape[:1] != (total,) or len(shape) != (1 if name == "labels" else 2):
             raise bad(name, f"a tensor of {kind} {list(shape)} for {total} utterances")
         dtype = np.dtype(DTYPES[kind])
-        mapped = np.memmap(path, dtype, "c", start, shape) if np.prod(shape) else np.zeros(shape, dtype)
+        try:  # it looks at the file's size: pages behind its end would kill us with SIGBUS when they are read
+            mapped = np.memmap(path, dtype, "c", start, shape) if np.prod(shape) else np.zeros(shape, dtype)
+        except (OSError, ValueError):
+            raise bad(name, "the file became shorter while it was opened") from None
         start += mapped.nbytes
         tensors[name] = np.asarray(mapped)
         if verify and name in sums and hashlib.sha256(tensors[name]).hexdigest() != sums[name]:

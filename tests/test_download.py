@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import re
-import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -184,134 +181,16 @@ def test_lists_of_known_files(tmp_path):
             download.known_files(path)
 
 
-@pytest.fixture
-def raw(known, tmp_path):
-    """A server that says what it is told to, byte by byte; what it is asked is of no interest."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    answers, stop = [], threading.Event()
-
-    def serve():
-        while not stop.is_set():
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(4096)
-                try:
-                    for piece in answers[0]():
-                        connection.sendall(piece)
-                except OSError:
-                    pass
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-
-    def raw(*pieces, forever=None, every=0.0):
-        def answer():
-            yield from pieces
-            while forever and not stop.is_set():
-                time.sleep(every)
-                yield forever
-
-        answers[:] = [answer]
-        return known(url=f"http://127.0.0.1:{listener.getsockname()[1]}/x")
-
-    yield raw
-    stop.set()
-    listener.close()
-
-
-NOT_FOUND = b"HTTP/1.1 404 \x1b[31mno\x07\xe2\x80\xae\r\nContent-Length: 0\r\n\r\n"
-
-
-@pytest.mark.parametrize("status", [b"404", b"503", b"416", b"302", b"999", b"1"])
-def test_a_status_line_is_not_shown_raw(raw, tmp_path, status):
-    message = fails(tmp_path / "to", raw(NOT_FOUND.replace(b"404", status)))
-    assert message.isprintable()
-    assert names(tmp_path / "to") == []
-
-
-@pytest.mark.parametrize(
-    "place",
-    ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://[::1", "http://127.0.0.1:port/", "http://", "//[", "\x00", "x"],
-)
-def test_a_redirect_leads_nowhere_else(raw, tmp_path, place):
-    reply = f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
-    assert fails(tmp_path / "to", raw(reply)).isprintable()
-    assert names(tmp_path / "to") == []
-
-
 def test_nothing_behind_what_is_there(server, known, tmp_path):
     server.status = 416
     assert "another file" in fails(tmp_path / "to", known())
     assert names(tmp_path / "to") == []
 
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.mark.parametrize("size", [b"-1", b"-ffffffff", b"zz", b"", b"ffffffffffffffffffffffff", b"1" * 70_000])
-def test_a_piece_of_odd_size(raw, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(download, "PATIENCE", 1.0)
-    began = time.monotonic()
-    fails(tmp_path / "to", raw(CHUNKED, size + b"\r\n", forever=b"x" * 1000, every=0.001))
-    assert time.monotonic() - began < 8
-    part = tmp_path / "to" / "features.pkl.part"
-    assert not part.exists() or part.stat().st_size <= len(CONTENT)
-
-
-@pytest.mark.parametrize("slow", ["header", "status", "body", "no end of headers", "chunks", "trailer"])
-def test_a_drip_is_given_up(raw, tmp_path, monkeypatch, slow):
-    monkeypatch.setattr(download, "PATIENCE", 1.0)
-    pieces, drop = {
-        "header": ([b"HTTP/1.1 200 OK\r\nX: "], b"a"),
-        "status": ([b"HTTP/1.1 2"], b"0"),
-        "body": ([b"HTTP/1.1 200 OK\r\n\r\n"], b"a"),
-        "no end of headers": ([b"HTTP/1.1 200 OK\r\n"], b"X: y\r\n"),
-        "chunks": ([CHUNKED], b"1\r\nx\r\n"),
-        "trailer": ([CHUNKED, b"0\r\n"], b"X: y\r\n"),
-    }[slow]
-    began = time.monotonic()
-    fails(tmp_path / "to", raw(*pieces, forever=drop, every=0.05))
-    assert time.monotonic() - began < 5
-
-
 def test_one_byte_a_connection_is_given_up(server, known, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "PATIENCE", 1.0)
     server.breaks = [1] * 100_000
     assert "too slow" in fails(tmp_path / "to", known())
-
-
-@pytest.mark.parametrize("way", ["link", "hard link", "folder", "pipe"])
-def test_a_part_that_is_not_ours_is_left_alone(server, known, tmp_path, way):
-    (tmp_path / "to").mkdir()
-    victim, part = tmp_path / "victim", tmp_path / "to" / "features.pkl.part"
-    victim.write_bytes(CONTENT[:50])
-    if way == "link":
-        part.symlink_to(victim)
-    elif way == "hard link":
-        part.hardlink_to(victim)
-    elif way == "folder":
-        part.mkdir()
-    else:
-        os.mkfifo(part)
-    fails(tmp_path / "to", known())
-    assert victim.read_bytes() == CONTENT[:50] and names(tmp_path / "to") == ["features.pkl.part"]
-
-
-@pytest.mark.parametrize("way", ["folder", "link to nowhere", "pipe", "folder is a file", "folder in a file"])
-def test_something_in_the_way(server, known, tmp_path, way):
-    folder = tmp_path / "to"
-    if way.startswith("folder "):
-        folder.write_bytes(b"x")
-        folder = folder / "in" if "in a" in way else folder
-    else:
-        folder.mkdir()
-        target = folder / "features.pkl"
-        {"folder": target.mkdir, "pipe": lambda: os.mkfifo(target)}.get(way, lambda: target.symlink_to("nowhere"))()
-    fails(folder, known())
-    assert server.requests == []
 
 
 SOUND = {"name": "a", "file": "b", "sha256": "0" * 64}

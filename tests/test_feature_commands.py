@@ -1,22 +1,28 @@
 """Inspect, convert and join, as called from the command line, and the container of layout 14."""
 
+import contextlib
 import hashlib
 import json
 import os
+import pickle
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks.driver import Attack, judge
+from attacks.features import ABOUT, write_ours
 from feature_content import LENGTHS, make_nine, refusal
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import feature_files
+import train_IEMOCAP
 from dataloader import IEMOCAP_LABELS
-from feature_files import download
+from feature_files import download, inspection
 from feature_files.checks import LAYOUTS
 from files import InputError
 
@@ -260,6 +266,70 @@ def test_container_is_mapped_and_not_loaded(save, tmp_path):
     assert "visual: its checksum" in refusal(ours)  # but unless one asks for that, they are
 
 
+def test_a_container_whose_data_are_short_is_refused_and_never_mapped(save, tmp_path):
+    """Reading what lies behind a file's end would kill the process with SIGBUS."""
+    whole = tmp_path / "whole"
+    feature_files.write_container(feature_files.read(save(make_nine({"a": 2000, "b": 900, "c": 100}))), whole)
+    raw = whole.read_bytes()
+    for length in (*range(len(raw) - 1, len(raw) - 12_000, -4000), len(raw) // 2, 8 + raw.index(b"}")):
+
+        def make(folder, length=length):
+            (folder / "a").write_bytes(raw[:length])
+            return ["inspect", "a"]
+
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        assert judge(Attack("", "", make, refuse=True, seconds=60), folder) == ""
+
+
+def test_a_container_that_is_cut_while_it_is_opened(save, tmp_path, monkeypatch):
+    ours = tmp_path / "a.safetensors"
+    feature_files.write_container(feature_files.read(save(make_nine())), ours)
+
+    @contextlib.contextmanager
+    def cutting(path, framework):
+        with safe_open(path, framework=framework) as opened:
+            yield opened
+        os.truncate(path, ours.stat().st_size - 4)
+
+    monkeypatch.setattr("feature_files.container.safe_open", cutting)
+    assert "became shorter" in refusal(ours)
+
+
+def limited(arguments):
+    """The command with 60 MB more of addresses than there are."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 60 * 2**20, now + 60 * 2**20))
+    return (train_IEMOCAP if arguments[0] == "--features" else feature_files).main(arguments)
+
+
+@pytest.mark.parametrize("command", [["inspect", "a"], ["convert", "a", "b"], ["--features", "a", "--device", "cpu"]])
+def test_a_file_that_memory_does_not_hold_is_a_line(tmp_path, command):
+    nine = (*make_nine({"a": 1000, "b": 1}, (30_000, 3, 3))[:7], ["a"], ["b"])
+
+    def make(folder):
+        (folder / "a").write_bytes(pickle.dumps(nine))
+        return command
+
+    assert judge(Attack("", "", make, limited, refuse=True, seconds=100), tmp_path) == ""
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert", "train"])
+def test_out_of_memory_at_any_point_is_a_line(save, tmp_path, capsys, monkeypatch, command):
+    def full(*given, **named):
+        raise MemoryError
+
+    monkeypatch.setattr(feature_files, "read", full, raising=False)
+    monkeypatch.setattr(inspection, "inspect", full)
+    path, out = save(make_nine()), tmp_path / "out"
+    if command == "train":
+        assert train_IEMOCAP.main(["--features", str(path), "--out", str(out), "--device", "cpu"]) == 1
+    else:
+        assert feature_files.main([command, str(path), *[str(out)] * (command == "convert")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "out of memory" in said and not out.exists()
+
+
 def test_missing_rows_survive_conversion_and_are_refused_without_mask(save, tmp_path):
     nine = make_nine()
     nine[4][IDS[0]][1] = np.nan
@@ -272,20 +342,10 @@ def test_missing_rows_survive_conversion_and_are_refused_without_mask(save, tmp_
 
 def by_hand(path, **changes):
     """A container as the README says to write one, without checksums."""
-    about = {
-        "dialogues": [["a", 2], ["b", 1]],
-        "speakers": ["F", "M", "F"],
-        "sentences": ["x", "y", "z"],
-        "utterances": ["a_0", "a_1", "b_0"],
-        "splits": {"train": ["a"], "test": ["b"]},
-        "label_names": ["calm", "cross"],
-    }
-    tensors = {"text": np.ones((3, 4), np.float32), "labels": np.array([0, 1, 0])}
-    metadata = {"format": "gan-ffn-features-1"}
-    for key, value in changes.items():
-        target = tensors if isinstance(value, np.ndarray) else metadata if key in ("format", "corpus") else about
-        target[key] = value
-    save_file(tensors, path, {"corpus": json.dumps({k: v for k, v in about.items() if v is not None})} | metadata)
+    tensors = {k: v for k, v in changes.items() if isinstance(v, np.ndarray)}
+    metadata = {k: v for k, v in changes.items() if k in ("format", "corpus")}
+    about = ABOUT | {k: v for k, v in changes.items() if k not in tensors | metadata}
+    write_ours(path, {k: v for k, v in about.items() if v is not None}, metadata, **tensors)
 
 
 def test_a_container_made_by_hand(tmp_path):

@@ -8,9 +8,9 @@ import tempfile
 import tracemalloc
 from pathlib import Path
 
-import attack
 import numpy as np
 import pytest
+from attacks import features
 from feature_content import make_nine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -225,7 +225,7 @@ def test_a_small_file_does_not_unfold_into_a_large_one(read, labels, text):
     read(pickle.dumps(({}, people, labels, text, {}, {}, people, ids[:1], ids[1:])))
 
 
-LAYOUTS = (*attack.pickles(), *attack.folders(), "gan-ffn")
+LAYOUTS = (*features.pickles(), *features.folders(), "gan-ffn")
 CASES = 60  # of each layout; benchmarks/attack.py tries all
 
 
@@ -233,7 +233,7 @@ CASES = 60  # of each layout; benchmarks/attack.py tries all
 def cases():
     """Every hostile value in every place of every layout, by layout."""
     found = {layout: [] for layout in LAYOUTS}
-    for one in attack.values():
+    for one in features.values():
         found[next(layout for layout in sorted(LAYOUTS, key=len, reverse=True) if one.name.startswith(layout))].append(
             one
         )
@@ -245,7 +245,7 @@ def test_hostile_values_in_every_place(cases, layout):
     assert len(cases[layout]) > 500
     for one in random.Random(layout).sample(cases[layout], CASES):
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(one.make(Path(folder))[1])
+            path = Path(folder, one.make(Path(folder))[1])
             try:
                 held(path)
             except BaseException as error:

@@ -1,5 +1,6 @@
 """The method: what is random, what is compared with what, whose weights move, what is kept, and that it learns."""
 
+import copy
 import json
 import math
 import random
@@ -184,6 +185,19 @@ def test_each_step_leaves_the_weights_of_the_other_side_alone(network, batch):
     assert names - {f"generators.{m}.head.bias" for m in DIMS} <= changed["generators"] <= names
     after_their_own, at_the_end = gradients
     assert all(map(torch.equal, after_their_own, at_the_end)) and all(g.any() for g in after_their_own[:-1:2])
+
+
+def test_the_norm_that_is_logged_is_that_before_clipping(network, batch, monkeypatch):
+    norms = []
+    for most in (1e9, 1e-3):
+        monkeypatch.setattr(train_IEMOCAP, "CLIP_GRADIENT", most)
+        fusion = copy.deepcopy(network.fusion).eval()
+        generating = nn.ModuleList([fusion.generators, fusion.decoders])
+        optimizers = train_IEMOCAP.optimizer_of_discriminators(fusion, 0.0), torch.optim.SGD(generating.parameters(), 0)
+        weights = fusion.loss_weights(0.1)
+        norms.append(train_IEMOCAP.adversarial_step(fusion, batch, fusion(batch), weights, *optimizers, "here")[2])
+        held = utils.gradient_norm(generating.parameters())
+    assert norms[0] == pytest.approx(norms[1]) and held == pytest.approx(1e-3, rel=1e-3) and norms[1] > 1e-2
 
 
 class Own(FusedFeatureGenerator):

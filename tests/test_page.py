@@ -1,15 +1,19 @@
 """The page: what is in it, and that it is made of whatever is there."""
 
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_run import SETTINGS, corpus_of, data_of, make_run
 
+import compare
 from experiment import page
+from experiment.calibration import Calibration, figures
 from experiment.insight import Map, gather, read_predictions, resample
-from experiment.page import comparison_page, main, write_page
+from experiment.page import main, write_page
 from files import WriteError
 
 IEMOCAP = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
@@ -159,14 +163,44 @@ def test_several_seeds_have_a_page_of_spread_and_ensemble(tmp_path):
     assert "2 runs" in text and "ensemble" in text and 'id="runs"' in text
 
 
-def test_runs_are_compared_on_what_all_scored(tmp_path):
-    for seed, name in ((0, "one"), (1, "two")):
-        make_run(tmp_path / name, corpus_of([9, 7]), seed=seed)
-    made = comparison_page([tmp_path / "one", tmp_path / "two"], tmp_path / "both.html")
-    data = data_of(made)
-    said = [read_predictions(tmp_path / name / "predictions.csv")[0]["predicted"] for name in ("one", "two")]
-    assert len(data["label"]) == int((said[0] != said[1]).sum())
-    assert data["runs"] == ["one", "two"] and "less the first" in made.read_text()
+def test_the_page_of_several_runs_says_what_compare_prints(tmp_path, capsys):
+    runs, made = [tmp_path / "one", tmp_path / "two"], tmp_path / "both.html"
+    for seed, run in enumerate(runs):
+        make_run(run, corpus_of([9, 7], sentences=["=1+1", "well"]), seed=seed)
+    (tmp_path / "plan").mkdir()
+    for seed in (0, 1):
+        make_run(tmp_path / "plan" / f"seed{seed}", corpus_of([9, 7]), seed=seed)
+    config = json.loads((runs[0] / "config.json").read_text()) | {"plan": {"seeds": [0, 1]}}
+    (tmp_path / "plan" / "config.json").write_text(json.dumps(config))
+    tables = [read_predictions(run / "predictions.csv")[0] for run in runs]
+    tables[1][["utterance", "predicted"]].to_csv(tmp_path / "theirs.csv", index=False)
+    flags = ["--predictions", str(tmp_path / "theirs.csv"), "--html", str(made)]
+    assert compare.main([*map(str, runs), str(tmp_path / "plan"), *flags]) == 0
+    printed, text, data = capsys.readouterr().out, made.read_text(), data_of(made)
+    assert data["runs"] == ["one", "two", "plan", "theirs.csv"]
+    differ = (tables[0]["predicted"] != tables[1]["predicted"]).to_numpy()
+    assert set(tables[0]["utterance"][differ]) <= set(data["name"]) and 0 < len(data["name"]) < 16
+    assert set(data["text"]) == {"=1+1", "well"}
+    row = next(line for line in printed.splitlines() if line.startswith("weighted F1"))
+    for shown in re.findall(r"(\d+\.\d\d) \[", row)[:3]:
+        assert f"<td>{shown}</td>" in text
+    assert "not a run of ours" in text and "less the first" in text
+
+
+def test_a_page_of_one_run_or_over_an_input_is_refused(tmp_path, capsys):
+    for seed, name in enumerate(("one", "two")):
+        make_run(tmp_path / name, corpus_of([5, 4]), seed=seed)
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    before = (tmp_path / "two" / "config.json").read_bytes()
+    for flags, why in (
+        ([one, "--html", str(tmp_path / "a.html")], "two or more"),
+        ([one, two, "--html", f"{two}/config.json"], "would be lost"),
+        ([one, two, "--html", str(tmp_path / "none" / "a.html")], "cannot be written"),
+    ):
+        assert compare.main(flags) == 2
+        said = capsys.readouterr().err
+        assert why in said and said.count("\n") == 1
+    assert (tmp_path / "two" / "config.json").read_bytes() == before
 
 
 def test_utterances_without_a_label_are_left_out_and_said(tmp_path):
@@ -179,3 +213,57 @@ def test_utterances_without_a_label_are_left_out_and_said(tmp_path):
     data = data_of(made)
     assert len(data["d"]) == 14 and "2 utterances without a label" in made.read_text()
     assert data["text"][2] == "sentence 3 of Ses05_d00" and set(data["confidence"]) == {500}
+
+
+@pytest.mark.parametrize("temperature", [None, Calibration(1.5, "valid", 3, 40)], ids=["none", "valid"])
+def test_what_the_report_says_of_calibration_is_beside_the_diagram(tmp_path, temperature):
+    make_run(tmp_path / "run", corpus_of([9, 7]))
+    path = tmp_path / "run" / "report.json"
+    table, p, _ = read_predictions(tmp_path / "run" / "predictions.csv")
+    labels = table["label"].to_numpy()
+    said = figures(labels, p, temperature(p) if temperature else None, temperature)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": said}))
+    seen = gather(tmp_path / "run", maps=False)
+    text = write_page(tmp_path / "run", seen=seen).read_text()
+    assert f"Expected calibration error {100 * said['before']['expected_calibration_error']:.1f} %" in text
+    rows = re.findall(r"<td>([\d.–]+)</td>", text.split('id="calibration"')[1].split("</table>")[0])
+    values = [f"{x:.3f}" for x in said["before"].values()]
+    values[0] = f"{100 * said['before']['expected_calibration_error']:.3f}"
+    assert rows[::2] == values
+    assert (rows[1::2] == ["–"] * 3) == (temperature is None) and ("uncalibrated" in text) == (temperature is None)
+    assert ("Temperature 1.50, fitted on 40 utterances of 3 dialogues (valid)" in text) == bool(temperature)
+
+
+@pytest.mark.parametrize("said", [{"before": {"brier_score": "x"}}, {"before": 3}, [], {"before": {}, "after": []}])
+def test_odd_figures_of_calibration_do_not_stop_the_page(tmp_path, said):
+    make_run(tmp_path / "run", corpus_of([9, 7]))
+    path = tmp_path / "run" / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": said}))
+    assert 'id="classes"' in write_page(tmp_path / "run", seen=gather(tmp_path / "run", maps=False)).read_text()
+
+
+def test_the_page_of_folds_has_every_utterance_once_and_no_ensemble(tmp_path):
+    """Each fold tests on dialogues of its own; of seeds of folds, the seeds' probabilities are averaged."""
+    for fold, lengths in (("Ses01", [9, 7]), ("Ses02", [5, 6, 4])):
+        corpus = corpus_of(lengths)
+        named = {i: replace(d, id=i.replace("Ses05", fold)) for i, d in corpus.dialogues.items()}
+        splits = {split: tuple(i.replace("Ses05", fold) for i in ids) for split, ids in corpus.splits.items()}
+        one = replace(corpus, dialogues={d.id: d for d in named.values()}, splits=splits)
+        for seed in (0, 1):
+            make_run(tmp_path / "both" / f"seed{seed}" / f"fold{fold}", one, seed=seed)
+    folds = tmp_path / "both" / "seed0"
+    each = [read_predictions(folds / f"fold{fold}" / "predictions.csv") for fold in ("Ses01", "Ses02")]
+    seen = gather(folds)
+    assert np.allclose(seen.probabilities, np.concatenate([p for _, p, _ in each]))
+    assert list(seen.members) == ["foldSes01", "foldSes02"] and len(seen.table) == 31
+    made = write_page(folds, seen=seen)
+    text, data = made.read_text(), data_of(made)
+    assert "by the run that held it out" in text and "ensemble" not in text
+    assert 'id="runs"' in text and text.count("<title>foldSes") == 2
+    assert len(data["d"]) == 31 and len(data["dialogues"]) == 5
+    assert "Ses01" in text.split('id="speakers"')[1] and "Ses02" in text.split('id="speakers"')[1]
+    every = gather(tmp_path / "both")
+    other = [read_predictions(tmp_path / "both/seed1" / f"fold{f}" / "predictions.csv")[1] for f in ("Ses01", "Ses02")]
+    assert len(every.members) == 4
+    assert np.allclose(every.probabilities, (seen.probabilities + np.concatenate(other)) / 2)
+    assert "ensemble" in write_page(tmp_path / "both", seen=every).read_text()

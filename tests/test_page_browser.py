@@ -8,8 +8,9 @@ import pytest
 from made_run import corpus_of, data_of, make_run
 from playwright.sync_api import sync_playwright
 
+import compare
 from experiment.insight import gather
-from experiment.page import comparison_page, write_page
+from experiment.page import write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if not os.environ.get("BROWSER_TESTS"):  # as CI says it
@@ -232,7 +233,8 @@ def test_a_long_dialogue_is_shown_in_parts(tmp_path, opened):
 def test_runs_side_by_side(tmp_path, opened):
     for seed, name in ((0, "one"), (1, "two")):
         make_run(tmp_path / name, corpus_of([9, 40], sentences=HOSTILE), seed=seed)
-    made = comparison_page([tmp_path / "one", tmp_path / "two"], tmp_path / "both.html")
+    made = tmp_path / "both.html"
+    assert compare.main([str(tmp_path / "one"), str(tmp_path / "two"), "--html", str(made)]) == 0
     shown, data = opened(made, 380), data_of(made)
     assert shown.locator("#chat li").count() == len(data["label"]) > 0
     shown.locator("#which").select_option("better")
