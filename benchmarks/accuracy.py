@@ -20,9 +20,6 @@ is computed from the corpus's own recipe.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +30,6 @@ from typing import Any
 import common
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
 from experiment.comparison import LEVEL, Gain, Predictions, gain, member_tables, of_tables
@@ -92,7 +88,7 @@ def run_seed(name: str, flags: str, seed: int, settings: Settings, own: argparse
     if name == "gru":
         directory.mkdir(parents=True, exist_ok=True)
         summary = directory / "summary.json"
-        call(name, "benchmarks/gru_baseline.py", [*run, "--seeds", str(seed), "--json", str(summary)], own.jobs)
+        common.call(name, "benchmarks/gru_baseline.py", [*run, "--seeds", str(seed), "--json", str(summary)], own.jobs)
         result = read_json(summary)[str(seed)]
         return result["weighted_f1"], result["seconds"]
     if (directory / "config.json").exists():
@@ -101,7 +97,7 @@ def run_seed(name: str, flags: str, seed: int, settings: Settings, own: argparse
         # A state is 100 MB: written every epoch, those of many runs would take longer than what a stop loses.
         run += ["--seed", str(seed), "--checkpoint-every", "10", "--no-pictures", *own.shared, *flags.split()]
         run += ["--out", str(directory)]
-    call(name, common.SCRIPT, run, own.jobs)
+    common.call(name, common.SCRIPT, run, own.jobs)
     report = read_json(directory / "summary.json")["mean"] if own.folds else read_json(directory / "report.json")
     seconds = sum(read_json(path)["seconds"]["total"] for path in directory.rglob("report.json"))
     return report["test"]["weighted_f1"], seconds
@@ -110,38 +106,6 @@ def run_seed(name: str, flags: str, seed: int, settings: Settings, own: argparse
 def seed_directory(own: argparse.Namespace, name: str, seed: int) -> Path:
     """Where a seed of a row is trained."""
     return own.out / name / f"seed{seed}"
-
-
-def finished_runs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """The lines that finished runs left, by row and seed; one that was cut off in mid-line counts as none."""
-    lines = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-            lines[line["row"], line["seed"]] = line
-        except (ValueError, KeyError, TypeError):
-            continue
-    return lines
-
-
-def call(name: str, script: str | Path, argv: Sequence[str], jobs: int) -> None:
-    """Run a script of the project with its part of the cores.
-
-    Raises:
-        InputError: If it fails, with what it said last.
-    """
-    ended = subprocess.run(
-        [sys.executable, str(common.PROJECT / script), *argv],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))},
-    )
-    if ended.returncode == 130:
-        raise KeyboardInterrupt
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
-        raise InputError(f"{name}: {said[-1]}")
 
 
 def gains(names: Sequence[str], seeds: Mapping[str, Sequence[int]], own: argparse.Namespace) -> dict[str, Gain]:
@@ -263,7 +227,7 @@ def run_rows(
     if unknown := [name for name in names if name not in (*flags, "gru")]:
         raise InputError(f"--rows {unknown[0]}: no such row; choose among {', '.join(flags)}, gru")
     path = own.out / "runs.jsonl"
-    before = finished_runs(path)
+    before = common.finished_runs(path)
     folds = f"--folds {own.folds} --folds-over {own.folds_over}" if own.folds else ""
     work = [(name, seed) for name in names for seed in own.seeds]
 
@@ -279,7 +243,7 @@ def run_rows(
             return line
         score, seconds = run_seed(name, flags.get(name, ""), seed, settings, own)
         line = {"row": name, "seed": seed, "weighted_f1": score, "seconds": seconds, **asked}
-        append(path, json.dumps(line))
+        common.append(path, line)
         return line
 
     with ThreadPoolExecutor(own.jobs) as pool:
@@ -288,14 +252,6 @@ def run_rows(
             if seed == own.seeds[-1]:
                 scores = [each["weighted_f1"] for each in runs[name].values()]
                 print(f"{name}: {common.mean_and_deviation(scores)}", flush=True)
-
-
-def append(path: Path, text: str) -> None:
-    """Add a line to a file, behind one that was cut off too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write("\n" * cut_off + text + "\n")
 
 
 def show(frame: pd.DataFrame, settings: Settings, own: argparse.Namespace, status: int) -> int:
