@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import resource
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -11,10 +13,12 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
+from documented import QUICK, ROOT
 from extraction import (
     HEARD,
     LINES,
@@ -36,7 +40,6 @@ from test_extract_readers import SRT
 import extract_features
 import feature_files
 import predict
-import train_IEMOCAP
 from dataloader import IGNORE_LABEL
 from extract import for_run, models, pipeline, recogniser
 from extract.cache import Cache
@@ -47,8 +50,6 @@ from extract.models import Encoder
 from extract.pipeline import Task, batches, run
 from extract.recordings import read_recording
 from files import InputError, WriteError
-
-ROOT = Path(__file__).parent.parent
 
 
 class Counting:
@@ -428,14 +429,47 @@ def encoder_flags(networks):
     ]
 
 
+class Said(NamedTuple):
+    """What commands wrote on standard output and on standard error."""
+
+    out: str
+    err: str
+
+
+def in_shell(document, mark, folder, networks):
+    """Run the block of a document that has a mark, as it is written, by bash; encoders are tiny and runs are short."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    (block,) = [one for one in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if mark in one]
+    shims = folder / "bin"
+    shims.mkdir()
+    (shims / "pip").write_text("#!/bin/sh\n")
+    (shims / "python").write_text(
+        f"""#!/bin/sh
+script=$1; shift
+case $script in
+    extract_features.py) set -- "$@" {shlex.join(encoder_flags(networks))} ;;
+    train_IEMOCAP.py) set -- "$@" {QUICK} ;;
+    predict.py) set -- "$@" --device cpu ;;
+esac
+exec {sys.executable} {ROOT}/$script "$@"
+"""
+    )
+    for shim in shims.iterdir():
+        shim.chmod(0o755)
+    found = {**os.environ, "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
+    ran = subprocess.run(["bash", "-ec", block], cwd=folder, env=found, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    return Said(ran.stdout, ran.stderr)
+
+
 def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recording(tmp_path, networks, capsys):
     root, out = iemocap_tree(tmp_path / "IEMOCAP_full_release", turns=6), tmp_path / "mine.safetensors"
     wavs = root / "Session2" / "sentences" / "wav" / "Ses02F_impro01"
     (wavs / "Ses02F_impro01_F000.wav").unlink()
     (wavs / "Ses02F_impro01_M000.wav").write_bytes(b"RIFF")
-    flags = ["--iemocap", str(root), "--keep-unlabelled", "--out", str(out), *encoder_flags(networks)]
-    assert extract_features.main(flags) == 0
-    said = capsys.readouterr()
+    video(tmp_path / "talk.mp4", [flat(200, 30, 30)] * 30, samples=np.concatenate([tone(1.6), tone(1.4, 300)]))
+    (tmp_path / "talk.srt").write_text(SRT)
+    said = in_shell("README.md", "--iemocap", tmp_path, networks)
     assert "25 of 30 utterances are of the 6 classes" in said.err
     assert "acoustic: 'Ses02F_impro01' 'Ses02F_impro01_F000': no such file" in said.err
     assert "1 of 30 utterances lack acoustic: damaged" in said.out
@@ -450,14 +484,14 @@ def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recordi
     first = corpus.dialogues["Ses02F_impro01"].features["visual"]
     assert first[0] == pytest.approx(first[2], abs=1e-3) and not np.allclose(first[0], first[1], atol=1e-3)
 
-    learn = ["--missing", "mask", "--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--no-cuda"]
-    assert train_IEMOCAP.main(["--features", str(out), "--out", str(tmp_path / "run"), *learn]) in (0, None)
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table["speaker"].tolist() == ["Ann", "Bob"] and table["sentence"][1] == "At work. I told you."
+    assert "At work. I told you." in said.out
+    config = json.loads((tmp_path / "runs" / "mine" / "config.json").read_text())
     provenance = config["features"]["provenance"]
     assert provenance["settings"]["text_context"] == 2
 
     talked = wav(tmp_path / "talk.wav", np.concatenate([tone(1.6), tone(1.4, 300)]))
-    (tmp_path / "talk.srt").write_text(SRT)
     listing = read_recording(talked, 2, label_names=config["corpus"]["label_names"])
     cache = tmp_path / ".extract_cache" / "features.sqlite"
     options = {"cache": cache, "workers": 0, "dims": config["corpus"]["dims"]}
@@ -466,11 +500,7 @@ def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recordi
     assert fresh.dims == corpus.dims and fresh.label_names == corpus.label_names and fresh.splits == {}
     assert np.isnan(dialogue.features["visual"]).all() and np.isfinite(dialogue.features["acoustic"]).all()
     assert (dialogue.labels == IGNORE_LABEL).all()
-    ran = ["--recording", str(talked), "--speakers", "2", "--cache", str(cache.parent), "--device", "cpu"]
-    assert predict.main([str(tmp_path / "run"), *ran, "--out", str(tmp_path / "predictions.csv")]) == 0
-    table = pd.read_csv(tmp_path / "predictions.csv")
-    assert table["speaker"].tolist() == ["Ann", "Bob"] and table["sentence"][1] == "At work. I told you."
-    assert predict.main([str(tmp_path / "run"), "--recording", str(tmp_path / "none.wav"), "--quiet"]) == 2
+    assert predict.main([str(tmp_path / "runs" / "mine"), "--recording", str(tmp_path / "none.wav"), "--quiet"]) == 2
     assert "none.wav: no such file; name a sound or video file" in capsys.readouterr().err
     moved = {"acoustic": f"transformers:{tiny('hubert', tmp_path / 'hubert')}"}
     with pytest.raises(InputError, match=r"--acoustic: revision is .*; name the encoder that the run was trained with"):
