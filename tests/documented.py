@@ -1,6 +1,8 @@
 """The shell lines of the README and docs, to be run as they are written."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -15,3 +17,12 @@ def shell_lines(document, beginning="python "):
         r"^    (\w.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
     )
     return [line.strip() for block in blocks for line in block.splitlines() if line.startswith(beginning)]
+
+
+def run(line, **more):
+    """Run a command in this process, with more flags for some programs, such as ``predict=[...]``; it must end well."""
+    _, program, *flags = shlex.split(line, comments=True)
+    name = "feature_files.commands" if program == "-m" else program.removesuffix(".py")
+    flags = flags[1:] if program == "-m" else flags
+    more = {"train_IEMOCAP": QUICK.split(), **more}.get(name, [])
+    assert importlib.import_module(name).main([*flags, *more]) in (0, None), line

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from documented import QUICK, ROOT
+from documented import QUICK, ROOT, shell_lines
+from documented import run as run_line
 from extraction import (
     HEARD,
     LINES,
@@ -573,9 +574,13 @@ def test_the_preset_for_a_gpu_runs_on_models_of_its_kinds(tmp_path, monkeypatch,
     assert "real time" in capsys.readouterr().out
 
 
-def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_path, networks, capsys):
-    root, out = meld_tree(tmp_path / "MELD.Raw"), tmp_path / "meld.safetensors"
-    assert extract_features.main(["--meld", str(root), "--out", str(out), *encoder_flags(networks)]) == 0
+def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_path, networks, capsys, monkeypatch):
+    meld_tree(tmp_path / "MELD.Raw")
+    monkeypatch.chdir(tmp_path)
+    lines, more = shell_lines("docs/extract.md"), {"extract_features": encoder_flags(networks)}
+    (line,) = [line for line in lines if "--meld MELD.Raw --out" in line]
+    run_line(line, **more)
+    out = tmp_path / "meld.safetensors"
     said = capsys.readouterr()
     for modality in ("acoustic", "visual"):
         assert f"{modality}: 'train_dia0' 'train_dia0_utt1': damaged, or no media file" in said.err
@@ -584,6 +589,13 @@ def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_pat
     corpus = feature_files.read(out, missing="mask")
     assert sorted(corpus.splits) == ["test", "train", "valid"] and corpus.num_classes == 7
     assert sum(np.isnan(d.features["visual"]).all(1).sum() for d in corpus.dialogues.values()) == 3
+
+    run_line("python train_IEMOCAP.py --features meld.safetensors --missing mask --out runs/mine")
+    turns = [{"dialogue": "new", "utterance": f"u{k}", "speaker": "AB"[k], "text": LINES[k]} for k in range(2)]
+    manifest(tmp_path / "talk.csv", turns)
+    (line,) = [line for line in lines if "runs/mine --manifest" in line]
+    run_line(line, predict=["--device", "cpu"])
+    assert pd.read_csv(tmp_path / "predictions.csv")["utterance"].tolist() == ["u0", "u1"]
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatch):

@@ -2,34 +2,18 @@
 
 import io
 import json
-import shlex
+import re
 import shutil
 import sys
 from dataclasses import replace
 
 import pandas as pd
 import pytest
-from documented import QUICK, shell_lines
+from documented import ROOT, run, shell_lines
 from small import small_corpus, write
 
-import compare
-import predict
 import train_IEMOCAP
-from feature_files import commands
 from synthetic import synthetic_corpus
-
-MAINS = {"train_IEMOCAP.py": train_IEMOCAP.main, "predict.py": predict.main, "compare.py": compare.main}
-
-
-def run(line):
-    """Run a command in this process; it must end well."""
-    _, program, *flags = shlex.split(line, comments=True)
-    if program == "-m":
-        assert flags.pop(0) == "feature_files"
-        assert commands.main(flags) == 0, line
-        return
-    more = QUICK.split() if program == "train_IEMOCAP.py" else []
-    assert MAINS[program]([*flags, *more]) in (0, None), line
 
 
 @pytest.fixture
@@ -42,6 +26,25 @@ def folder(tmp_path, monkeypatch):
     two = {i: replace(d, labels=d.labels % 2) for i, d in corpus.dialogues.items()}
     write(replace(corpus, dialogues=two), tmp_path / "FILE")
     return tmp_path
+
+
+def test_the_chinese_readme_is_in_step():
+    one, other = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+    assert [len(level) for level in re.findall("^#+", one, re.M)] == [len(x) for x in re.findall("^#+", other, re.M)]
+
+    def code(text):
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        return [[line.partition("#")[0].strip() for line in block.splitlines()] for block in blocks]
+
+    assert code(one) == code(other)
+    rows = [re.findall(r"^\| (`--.*?` \| .*?) \|", text, re.M) for text in (one, other)]
+    assert rows[0] == rows[1] and len(rows[0]) > 10
+    tables = [[line.count("|") for line in text.splitlines() if line.startswith("|")] for text in (one, other)]
+    assert tables[0] == tables[1]
+    scores = [
+        [re.findall(r"\d+\.\d+", line) for line in text.splitlines() if "IEMOCAP" in line] for text in (one, other)
+    ]
+    assert [x for x in scores[0] if len(x) > 3] == [x for x in scores[1] if len(x) > 3]
 
 
 def test_the_lines_of_the_readme_run_as_written(folder, capsys, monkeypatch):
