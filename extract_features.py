@@ -49,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--speakers", type=int, metavar="N", help="of a recording: how many there are, to be checked")
     group.add_argument("--transcript", type=Path, metavar="FILE", help="of a recording: .srt, .vtt or .TextGrid")
+    group.add_argument(
+        "--transcribe",
+        metavar="RECOGNISER",
+        help="of a recording without a transcript: transformers:NAME_OR_FOLDER of a Whisper model; one speaker",
+    )
 
     group = parser.add_argument_group("encoders, each KIND:NAME_OR_FOLDER or none")
     group.add_argument(
@@ -107,6 +112,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.shard = _shard(parser, args.shard)
     if not re.fullmatch(r"[1-5](,[1-5])*", args.sessions):
         parser.error(f"--sessions: {args.sessions!r:.40} is no list such as 1,2,3")
+    if args.transcribe and (args.transcript or not args.recording):
+        parser.error("--transcribe: goes with --recording, and not with --transcript; leave one out")
     for name, least in (("batch_size", 1), ("most_frames", 1), ("workers", 0), ("text_context", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: give {least} or more")
@@ -142,10 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         face=args.face,
     )
     part = f"-{args.shard[0]}-of-{args.shard[1]}" if args.shard else ""  # parts may run on several machines
-    cache = (args.cache or args.out.parent / ".extract_cache") / f"features{part}.sqlite"
+    folder = args.cache or args.out.parent / ".extract_cache"
+    cache = folder / f"features{part}.sqlite"
     try:
         summary = pipeline.run(
-            _listing(args),
+            _listing(args, folder),
             settings,
             args.out,
             cache=cache,
@@ -166,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _listing(args: argparse.Namespace) -> Listing:
-    """The utterances of whichever source was named."""
+def _listing(args: argparse.Namespace, cache: Path) -> Listing:
+    """The utterances of whichever source was named; what a recogniser hears is kept in the folder of the cache."""
     if args.iemocap:
         from extract.iemocap import read_iemocap
 
@@ -182,9 +190,12 @@ def _listing(args: argparse.Namespace) -> Listing:
 
         labels = [name.strip() for name in (args.labels or "").split(",") if name.strip()]
         return read_manifest(args.manifest, labels)
+    from extract.recogniser import recogniser_of
     from extract.recordings import read_recording
 
-    return read_recording(args.recording, args.speakers, args.transcript)
+    return read_recording(
+        args.recording, args.speakers, args.transcript, transcribe=recogniser_of(args.transcribe, args.device, cache)
+    )
 
 
 if __name__ == "__main__":

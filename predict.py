@@ -80,15 +80,17 @@ def extracted(model: Model, args: argparse.Namespace, folder: Path) -> Path:
     from extract import for_run
     from extract.manifest import read_manifest
     from extract.pipeline import device_of
+    from extract.recogniser import recogniser_of
     from extract.recordings import read_recording
 
+    device = device_of(None if args.device == "auto" else args.device)
     if args.manifest:
         listing = read_manifest(Path(args.manifest), model.label_names)
     else:
         transcript = Path(args.transcript) if args.transcript else None
-        listing = read_recording(Path(args.recording), args.speakers, transcript, model.label_names)
+        recogniser = recogniser_of(args.transcribe, device, Path(args.cache))
+        listing = read_recording(Path(args.recording), args.speakers, transcript, model.label_names, recogniser)
     out, cache = folder / "recordings.safetensors", Path(args.cache) / "features.sqlite"
-    device = device_of(None if args.device == "auto" else args.device)
     for_run(model.provenance, listing, out, cache=cache, device=device)
     return out
 

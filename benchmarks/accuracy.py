@@ -7,28 +7,32 @@
 
 Every row is a set of flags of ``train_IEMOCAP.py`` (the GRU baseline is ``gru_baseline.py``). Flags after ``--`` are
 shared by all rows. A row's difference is to the full method over the same seeds, with the p-value of a two-sided paired
-t-test. The table, which shows what a row adds to the shared flags, is printed and written to
-``accuracy.csv`` and ``accuracy.md`` in ``--out``; a row that is there already is not trained again, and one that was
-interrupted goes on. On the demo, the best score that anything can reach is computed from the corpus's own recipe.
+t-test, which says nothing of new speakers. Beside it are the difference over dialogues, the 95 % interval of a paired
+bootstrap over dialogues within sessions, and the sign in every session: a gain, or a loss, is one only where that
+interval excludes 0.
+
+The table, which shows what a row adds to the shared flags, is printed and written to ``accuracy.csv`` and
+``accuracy.md`` in ``--out``. Every run that is finished leaves a line in ``runs.jsonl`` there and is not trained again;
+one that was interrupted goes on; rows and seeds can be added later. On the demo, the best score that anything can reach
+is computed from the corpus's own recipe.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
+from experiment.comparison import LEVEL, Gain, Predictions, gain, member_tables, of_tables
 from experiment.flags import Parser, flag_type
 from experiment.run_directory import write_csv
 from experiment.settings import Number, Settings, read_json
@@ -70,60 +74,86 @@ def rows_for(modalities: Sequence[str]) -> dict[str, str]:
     return rows
 
 
-def run_row(name: str, flags: str, settings: Settings, own: argparse.Namespace) -> Result:
-    """Train a row, or read it if it is there."""
-    directory = own.out / name
-    summary = directory / "summary.json"
-    data = ["--demo"] if settings.data.demo else ["--features", settings.data.features]
-    run = [*data, "--seeds", ",".join(map(str, own.seeds)), "--device", settings.run.device]
+def run_seed(name: str, flags: str, seed: int, settings: Settings, own: argparse.Namespace) -> tuple[float, float]:
+    """Train one seed of a row, or what is left of it. Returns weighted F1 in percent, over folds the mean, and seconds.
+
+    Raises:
+        InputError: If training fails, with what it said last.
+    """
+    directory = seed_directory(own, name, seed)
+    run = ["--demo"] if settings.data.demo else ["--features", settings.data.features]
+    run += ["--device", settings.run.device]
     if own.folds:
         run += ["--folds", str(own.folds), "--folds-over", own.folds_over]
     if name == "gru":
-        if not summary.exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            call(name, "benchmarks/gru_baseline.py", [*run, "--json", str(summary)], own.jobs)
-        each = read_json(summary)
-        seconds = float(np.mean([result["seconds"] for result in each.values()]))
-        return {int(seed): result["weighted_f1"] for seed, result in each.items()}, seconds
+        directory.mkdir(parents=True, exist_ok=True)
+        summary = directory / "summary.json"
+        common.call(name, "benchmarks/gru_baseline.py", [*run, "--seeds", str(seed), "--json", str(summary)], own.jobs)
+        result = read_json(summary)[str(seed)]
+        return result["weighted_f1"], result["seconds"]
     if (directory / "config.json").exists():
         run = ["--resume", str(directory)]
     else:
         # A state is 100 MB: written every epoch, those of many runs would take longer than what a stop loses.
-        run += ["--checkpoint-every", "10", "--no-pictures", *own.shared, *flags.split(), "--out", str(directory)]
-    call(name, common.SCRIPT, run, own.jobs)
-    each = read_json(summary)["seeds"]
+        run += ["--seed", str(seed), "--checkpoint-every", "10", "--no-pictures", *own.shared, *flags.split()]
+        run += ["--out", str(directory)]
+    common.call(name, common.SCRIPT, run, own.jobs)
+    report = read_json(directory / "summary.json")["mean"] if own.folds else read_json(directory / "report.json")
     seconds = sum(read_json(path)["seconds"]["total"] for path in directory.rglob("report.json"))
-    return {int(seed): row["test"]["weighted_f1"] for seed, row in each.items()}, seconds / len(each)
+    return report["test"]["weighted_f1"], seconds
 
 
-def call(name: str, script: str | Path, argv: Sequence[str], jobs: int) -> None:
-    """Run a script of the project with its part of the cores.
+def seed_directory(own: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where a seed of a row is trained."""
+    return own.out / name / f"seed{seed}"
 
-    Raises:
-        InputError: If it fails, with what it said last.
+
+def gains(names: Sequence[str], seeds: Mapping[str, Sequence[int]], own: argparse.Namespace) -> dict[str, Gain]:
+    """What each row scores above the full method on the same dialogues, of those rows that left predictions.
+
+    Args:
+        names: Of rows.
+        seeds: Row to the seeds that are finished in it and in full.
+        own: The benchmark's flags.
     """
-    ended = subprocess.run(
-        [sys.executable, str(common.PROJECT / script), *argv],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))},
-    )
-    if ended.returncode == 130:
-        raise KeyboardInterrupt
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
-        raise InputError(f"{name}: {said[-1]}")
+
+    def read(name: str, row: str) -> Predictions:
+        tables = [t for seed in seeds[row] for t in member_tables(seed_directory(own, name, seed))]
+        return of_tables(tables, name, str(own.out / name))
+
+    found = {}
+    for row in names:
+        if row not in ("full", "gru") and seeds[row]:
+            try:
+                found[row] = gain(read(row, row), read("full", row))
+            except InputError as error:
+                print(f"note: no interval over dialogues: {error}", file=sys.stderr)
+    return found
 
 
-def table(results: Mapping[str, Result], flags: Mapping[str, str]) -> pd.DataFrame:
-    """One line a row: mean, standard deviation (n - 1), extremes, difference to full, its p-value, seconds a seed."""
+def table(
+    results: Mapping[str, Result], flags: Mapping[str, str], above: Mapping[str, Gain] | None = None
+) -> pd.DataFrame:
+    """One line a row: mean, standard deviation (n - 1), extremes and seconds a seed; difference to the full method.
+
+    Args:
+        results: Row to results; compared over the seeds that full has too.
+        flags: Row to its flags.
+        above: Row to what it scores above full, by bootstrap.
+
+    Returns:
+        ``difference`` and ``p`` are over seeds; ``over dialogues``, ``low``, ``high``, ``gain`` and ``by session`` over
+        dialogues, whose scores are pooled over folds.
+    """
     full = results["full"][0]
-    reference = np.array(list(full.values()))
     lines = []
     for name, (by_seed, seconds) in results.items():
-        values = np.array([by_seed[seed] for seed in full])
+        seeds = [seed for seed in full if seed in by_seed]
+        if not seeds:
+            continue
+        values, reference = (np.array([each[seed] for seed in seeds]) for each in (by_seed, full))
         several = name != "full" and len(values) > 1
+        over = (above or {}).get(name)
         lines.append(
             {
                 "row": name,
@@ -135,6 +165,11 @@ def table(results: Mapping[str, Result], flags: Mapping[str, str]) -> pd.DataFra
                 "highest": round(values.max(), 2),
                 "difference": round((values - reference).mean(), 2),
                 "p": float(f"{stats.ttest_rel(values, reference).pvalue:.2g}") if several else np.nan,
+                "over dialogues": round(over.difference, 2) if over else np.nan,
+                "low": round(over.low, 2) if over else np.nan,
+                "high": round(over.high, 2) if over else np.nan,
+                "gain": over.verdict if over else None,
+                "by session": ", ".join(f"{s} {x:+.1f}" for s, x in over.sessions.items()) if over else None,
                 "seconds": round(seconds),
             }
         )
@@ -157,33 +192,77 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     settings, own = common.parse(build_parser(), argv)
-    results: dict[str, Result] = {}
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
     flags: dict[str, str] = {}
-    status = common.ending(lambda: run_rows(settings, own, flags, results))
+    status = common.ending(lambda: run_rows(settings, own, flags, runs))
     if status == 130:
         print("Interrupted; the same command goes on.", file=sys.stderr)
-    return show(table(results, flags), settings, own, status) if results and status != 2 else status
+    if status == 2 or not runs.get("full"):
+        return status
+    seeds = {name: [seed for seed in runs["full"] if seed in lines] for name, lines in runs.items()}
+    results = {
+        name: (
+            {seed: line["weighted_f1"] for seed, line in lines.items()},
+            float(np.mean([line["seconds"] for line in lines.values()])),
+        )
+        for name, lines in runs.items()
+    }
+    return show(table(results, flags, gains(list(runs), seeds, own)), settings, own, status)
 
 
-def run_rows(settings: Settings, own: argparse.Namespace, flags: dict[str, str], results: dict[str, Result]) -> None:
-    """Train every row; what they come to goes into ``results``, and what they are into ``flags``."""
+def run_rows(
+    settings: Settings, own: argparse.Namespace, flags: dict[str, str], runs: dict[str, dict[int, dict[str, Any]]]
+) -> None:
+    """Train every seed of every row that is not finished; each leaves a line in ``runs.jsonl``.
+
+    Args:
+        settings: The data and the device.
+        own: The benchmark's flags.
+        flags: Takes every row's flags.
+        runs: Takes row to seed to line, in the order of the rows.
+    """
     _, corpus = common.prepare(settings)
     flags |= rows_for(list(corpus.dims))
     names = list(dict.fromkeys(["full", *(own.rows.split(",") if own.rows else [*flags, "gru"])]))
     if unknown := [name for name in names if name not in (*flags, "gru")]:
         raise InputError(f"--rows {unknown[0]}: no such row; choose among {', '.join(flags)}, gru")
+    path = own.out / "runs.jsonl"
+    before = common.finished_runs(path)
+    folds = f"--folds {own.folds} --folds-over {own.folds_over}" if own.folds else ""
+    work = [(name, seed) for name in names for seed in own.seeds]
+
+    def finish(job: tuple[str, int]) -> dict[str, Any]:
+        name, seed = job
+        asked = {"flags": " ".join([folds, *own.shared, flags.get(name, "")]).strip(), "data": corpus.sha256}
+        if line := before.get(job):
+            if changed := next((key for key in asked if line.get(key) != asked[key]), None):
+                raise InputError(
+                    f"{path}: {name}, seed {seed}: was trained with {changed} {line.get(changed)!r:.200}, not "
+                    f"{asked[changed]!r:.200}; name another folder with --out"
+                )
+            return line
+        score, seconds = run_seed(name, flags.get(name, ""), seed, settings, own)
+        line = {"row": name, "seed": seed, "weighted_f1": score, "seconds": seconds, **asked}
+        common.append(path, line)
+        return line
+
     with ThreadPoolExecutor(own.jobs) as pool:
-        every = pool.map(lambda name: run_row(name, flags.get(name, ""), settings, own), names)
-        for name, result in zip(names, every, strict=True):
-            results[name] = result
-            print(f"{name}: {common.mean_and_deviation(list(result[0].values()))}", flush=True)
+        for (name, seed), line in zip(work, pool.map(finish, work), strict=True):
+            runs.setdefault(name, {})[seed] = line
+            if seed == own.seeds[-1]:
+                scores = [each["weighted_f1"] for each in runs[name].values()]
+                print(f"{name}: {common.mean_and_deviation(scores)}", flush=True)
 
 
 def show(frame: pd.DataFrame, settings: Settings, own: argparse.Namespace, status: int) -> int:
     """Print the table and write it. Returns the status."""
     points = frame.select_dtypes(float).columns.drop("p")
-    shown = {column: frame[column].map("{:.2f}".format, na_action="ignore") for column in points}
-    text = common.markdown(frame.assign(**shown))
+    shown = frame.assign(**{c: [np.nan if np.isnan(x) else f"{x:.2f}" for x in frame[c]] for c in points})
+    ends = zip(shown["low"], shown["high"], strict=True)
+    shown[f"{LEVEL} % interval"] = [f"[{low}, {high}]" if isinstance(low, str) else np.nan for low, high in ends]
+    order = [*frame.columns[: frame.columns.get_loc("low")], f"{LEVEL} % interval", "gain", "by session", "seconds"]
+    shown = shown[order]
+    text = common.markdown(shown)
     if settings.data.demo and not own.folds:
         best = ceiling(synthetic_corpus())
         text += f"\nBest possible: {best['context']:.2f}; from single utterances {best['utterance']:.2f}.\n"

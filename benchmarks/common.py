@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -76,6 +81,49 @@ def standardised(corpus: Corpus) -> dict[str, list[Dialogue]]:
     """Split to dialogues, standardised by those of the training split."""
     standardise = Standardiser.fit(corpus.split("train"))
     return {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
+
+
+# Runs of other scripts ------------------------------------------------------------------------------------------------
+
+
+def call(name: str, script: str | Path, argv: Sequence[str], jobs: int) -> None:
+    """Run a script of the project with its part of the cores.
+
+    Raises:
+        InputError: If it fails, with what it said last.
+    """
+    ended = subprocess.run(
+        [sys.executable, str(PROJECT / script), *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))},
+    )
+    if ended.returncode == 130:
+        raise KeyboardInterrupt
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
+        raise InputError(f"{name}: {said[-1]}")
+
+
+def finished_runs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """The lines that `append` wrote, by ``row`` and ``seed``; one that was cut off in mid-line counts as none."""
+    lines = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+            lines[line["row"], line["seed"]] = line
+        except (ValueError, KeyError, TypeError):
+            continue
+    return lines
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add what a finished run came to as a line of JSON, behind one that was cut off too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("\n" * cut_off + json.dumps(line) + "\n")
 
 
 # Figures --------------------------------------------------------------------------------------------------------------

@@ -194,39 +194,55 @@ def context(
             *(f"| {n} | {probes[n]:.2f} |" for n in turns),
         ]
 
+    import common
+
+    from experiment.comparison import gain, member_tables, of_tables
+
+    log = folder / "runs.jsonl"
+    done = common.finished_runs(log)
+
     def score(job: tuple[int, int]) -> dict[str, float]:
-        n, seed = job
-        run = folder / f"context{n}-seed{seed}"
-        command = [sys.executable, str(ROOT / "train_IEMOCAP.py"), "--features", str(files[n]), "--out", str(run)]
-        command += ["--seed", str(seed), "--no-cuda", *(["--folds", folds] if folds else []), *flags]
-        if not (run / "summary.json").is_file() and not (run / "report.json").is_file():
-            done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True)
-            if done.returncode:
-                raise InputError(f"training: {done.stderr.strip().splitlines()[-1]:.300}")
+        row, seed = f"context{job[0]}", job[1]
+        if (row, seed) in done:
+            return done[row, seed]["scores"]
+        run = folder / row / f"seed{seed}"
+        new = ["--features", files[job[0]], "--out", run, "--seed", seed, "--no-cuda", "--no-pictures"]
+        new += [*(["--folds", folds] if folds else []), *flags]
+        again = (run / "config.json").is_file()
+        common.call(f"{row}, seed {seed}", common.SCRIPT, ["--resume", str(run)] if again else map(str, new), jobs)
         reports = sorted(run.rglob("report.json"))
-        return {p.parent.name if folds else "test": json.loads(p.read_text())["test"]["weighted_f1"] for p in reports}
+        scores = {p.parent.name if folds else "test": json.loads(p.read_text())["test"]["weighted_f1"] for p in reports}
+        common.append(log, {"row": row, "seed": seed, "scores": scores})
+        return scores
 
     work = [(n, seed) for seed in seeds for n in turns]
     with ThreadPoolExecutor(jobs) as pool:
         scores = dict(zip(work, pool.map(score, work), strict=True))
     names = sorted({name for one in scores.values() for name in one})
     rows = [
-        f"| turns before | {' | '.join(names)} | mean | sd over seeds | seeds |",
-        "|--:|" + "--:|" * (len(names) + 3),
+        f"| turns before | {' | '.join(names)} | mean | sd over seeds | seeds | over {turns[0]}, 95 % interval |",
+        "|--:|" + "--:|" * (len(names) + 4),
     ]
+    said = {}
     for n in turns:
+        tables = [table for seed in seeds for table in member_tables(folder / f"context{n}" / f"seed{seed}")]
+        said[n] = of_tables(tables, f"context{n}", str(folder))
         table = np.array([[scores[n, seed][name] for name in names] for seed in seeds])
         each = table.mean(1)
         sd = f"{each.std(ddof=1):.2f}" if len(seeds) > 1 else "–"
-        rows.append(
-            f"| {n} | {' | '.join(f'{x:.2f}' for x in table.mean(0))} | {each.mean():.2f} | {sd} | {len(seeds)} |"
-        )
+        over = gain(said[n], said[turns[0]])
+        shown = "–" if n == turns[0] else f"{over.difference:+.2f} [{over.low:+.2f}, {over.high:+.2f}]"
+        means = " | ".join(f"{x:.2f}" for x in table.mean(0))
+        rows.append(f"| {n} | {means} | {each.mean():.2f} | {sd} | {len(seeds)} | {shown} |")
     return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a measurement and print its table."""
-    parser = argparse.ArgumentParser(description="What extraction costs, and what text context is worth.")
+    parser = argparse.ArgumentParser(
+        description="What extraction costs, and what text context is worth.",
+        epilog="context: flags of train_IEMOCAP.py may follow behind --",
+    )
     parser.add_argument("what", choices=("speed", "memory", "text", "context"))
     parser.add_argument("--features", type=Path, help="a feature file with sentences")
     parser.add_argument("--utterances", type=int, help="how many (default: 60 of speed, 200000 of memory)")
@@ -236,8 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folds", default="", help="of training, such as sessions")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--out", type=Path, help="where runs are kept, so that the same command goes on")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of train_IEMOCAP.py")
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own = argv.index("--") if "--" in argv else len(argv)  # behind it, flags of train_IEMOCAP.py
+    args = parser.parse_args(argv[:own])
     if args.what in ("text", "context") and args.features is None:
         parser.error(f"{args.what}: --features: name a feature file with sentences")
     with tempfile.TemporaryDirectory() as temporary:
@@ -252,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows = text(args.features)
             else:
                 turns, seeds = ([int(k) for k in value.split(",") if k] for value in (args.turns, args.seeds))
-                rows = context(args.features, folder, turns, seeds, args.folds, args.jobs, args.flags)
+                rows = context(args.features, folder, turns, seeds, args.folds, args.jobs, argv[own + 1 :])
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -55,20 +55,32 @@ def read_run(directory: Path) -> Predictions:
     Raises:
         InputError: If a run is not finished, or its members were tested on different utterances.
     """
-    tables = member_tables(directory)
+    return of_tables(member_tables(directory), directory.name or str(directory), str(directory))
+
+
+def of_tables(tables: Sequence[pd.DataFrame], name: str, where: str) -> Predictions:
+    """The predictions of several networks as those of one run.
+
+    Args:
+        tables: Of `member_tables`, one or more.
+        name: For the tables that are made of it.
+        where: For messages.
+
+    Raises:
+        InputError: If one lacks a column, or they are of different utterances.
+    """
     first = tables[0]
     for table in tables:
         missing = {"dialogue", "utterance", "speaker", "label", "predicted"} - set(table)
         if missing or not class_names(table):
-            raise InputError(f"{directory}: predictions.csv: no column {min(missing, default='p_...')}; score it again")
-        same_utterances(first, table, str(directory), str(directory))
+            raise InputError(f"{where}: predictions.csv: no column {min(missing, default='p_...')}; score it again")
+        same_utterances(first, table, where, where)
     columns = [f"p_{name}" for name in class_names(first)]
     probabilities = np.mean([table[columns].to_numpy() for table in tables], 0)
     members = np.stack([table["predicted"].to_numpy(int) for table in tables])
     kept = first[[name for name in UTTERANCE if name in first]]
-    name = printable(directory.name or str(directory), 60)
     together = members[0] if len(tables) == 1 else probabilities.argmax(1)
-    return Predictions(name, kept, members, together, tuple(class_names(first)))
+    return Predictions(printable(name, 60), kept, members, together, tuple(class_names(first)))
 
 
 def member_tables(directory: Path) -> list[pd.DataFrame]:

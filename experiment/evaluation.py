@@ -169,19 +169,7 @@ def assess(
     *,
     heading: str = "",
 ) -> tuple[dict[str, Any], str]:
-    """Score a network and, where a directory is given, write the report and predictions there.
-
-    Args:
-        network: In whatever mode.
-        data: Split to standardised dialogues.
-        label_names: Names of the classes.
-        directory: Where files go.
-        temperature: Of the network.
-        heading: What comes before the report.
-
-    Returns:
-        As `assess_predictions`.
-    """
+    """Score a network, in whatever mode, on standardised dialogues; the rest as `assess_predictions` has it."""
     predictions = {split: evaluate(network, dialogues) for split, dialogues in data.items()}
     calibrated = {split: temperature(p) for split, (_, p) in predictions.items()} if temperature else None
     scores, text = assess_predictions(

@@ -29,6 +29,11 @@ def build_parser() -> Parser:
     files.add_argument(
         "--transcript", metavar="PATH", help="of a recording: .srt, .vtt or .TextGrid (default: beside it)"
     )
+    files.add_argument(
+        "--transcribe",
+        metavar="RECOGNISER",
+        help="of a recording without a transcript: transformers:NAME_OR_FOLDER of a Whisper model; one speaker",
+    )
     files.add_argument("--cache", metavar="DIR", default=".extract_cache", help="where features of recordings are kept")
     files.add_argument("--out", metavar="CSV", help="where the table goes (default: predictions.csv)")
     files.add_argument("--json", action="store_true", help="print JSON lines, one an utterance; no table unless --out")
@@ -67,6 +72,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag in ("out", "json", "quiet", "split"):
         if getattr(args, flag) and not (args.file or args.manifest or args.recording):
             parser.error(f"--{flag} goes with a FILE; leave it out with {asked[0]}")
+    if args.transcribe and (args.transcript or not args.recording):
+        parser.error("--transcribe goes with --recording, and not with --transcript; leave one out")
     if args.strict and not args.stream:
         parser.error("--strict goes with --stream; leave it out")
     return args

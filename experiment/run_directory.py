@@ -27,7 +27,7 @@ from torch import Tensor
 from torch_geometric import __version__ as pyg_version
 
 import utils
-from dataloader import Corpus
+from dataloader import MOST_SPEAKERS, Corpus
 from experiment.settings import RUN_FORMAT, Modalities, Settings, differences, from_json, read_json, read_run
 from files import InputError, complain, is_leftover, printable, read_text, replacing
 
@@ -316,7 +316,7 @@ def ill_formed(config: Mapping[str, Any]) -> str | None:
     if not texts(names, 1000) or not 0 < len(names) <= MOST_CLASSES or len(set(names)) != len(names):
         return f"corpus: label_names: no list of 1 to {MOST_CLASSES} names"
     if not number(corpus.get("num_speakers"), MOST_SPEAKERS):
-        return f"corpus: num_speakers: no number from 1 to {MOST_SPEAKERS:,}"
+        return f"corpus: num_speakers: no number from 1 to {MOST_SPEAKERS}"
     if not isinstance(splits, dict) or not splits.keys() <= {"train", "valid", "test"}:
         return "splits: no lists of dialogues by train, valid and test"
     listed = [i for ids in splits.values() if isinstance(ids, list) for i in ids]
@@ -346,7 +346,6 @@ def splits_of(config: Mapping[str, Any], corpus: Corpus, directory: Path) -> dic
 
 MOST_WIDTH = 10_000_000  # of a modality
 MOST_CLASSES = 10_000
-MOST_SPEAKERS = 1_000_000
 
 
 def read_report(directory: Path) -> dict[str, Any]:

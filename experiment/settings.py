@@ -143,65 +143,68 @@ class FileName:
         return value
 
 
-@dataclass(frozen=True)
-class Modalities:
-    """Modalities, each once."""
+class Words:
+    """Several words, with commas between in a flag, each checked on its own and there once."""
+
+    kind = "words"
 
     def parse(self, text: str) -> tuple[str, ...]:
-        """From a flag, with commas between."""
+        """From a flag."""
         return self.check([part.strip() for part in text.split(",")])
-
-    def check(self, value: Any) -> tuple[str, ...]:
-        """From JSON, or from a flag."""
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ValueError(f"{value!r:.40} is no list of modalities")
-        names = [ALIASES.get(name, name) if isinstance(name, str) else name for name in value]
-        for name in names:
-            if name not in MODALITIES:
-                raise ValueError(f"unknown modality {name!r:.40}; choose among {', '.join(MODALITIES)}")
-        if len(set(names)) != len(names):
-            raise ValueError(f"{','.join(names)} names a modality twice")
-        return tuple(names)
-
-
-@dataclass(frozen=True)
-class Names:
-    """Names of classes, each once."""
-
-    def parse(self, text: str) -> tuple[str, ...]:
-        """From a flag, with commas between."""
-        return self.check([part.strip() for part in text.split(",")])
-
-    def check(self, value: Any) -> tuple[str, ...]:
-        """From JSON, or from a flag."""
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ValueError(f"{value!r:.40} is no list of names")
-        if not 0 < len(value) <= MOST_NAMES:
-            raise ValueError(f"{len(value)} names; give 1 to {MOST_NAMES}")
-        wanted = "a name of 1 to 100 printable characters"
-        for name in value:
-            if not is_printable(Text(r"[^\x00]{1,100}", wanted).check(name)):
-                raise ValueError(f"{name!r:.40} is not {wanted}")
-        if len(set(value)) != len(value):
-            raise ValueError("names a class twice")
-        return tuple(value)
-
-
-@dataclass(frozen=True)
-class Formats:
-    """Formats of pictures, each once."""
-
-    def parse(self, text: str) -> tuple[str, ...]:
-        """From a flag, with commas between."""
-        return self.check([part.strip().lower() for part in text.split(",")])
 
     def check(self, value: Any) -> tuple[str, ...]:
         """From JSON, or from a flag."""
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            raise ValueError(f"{value!r:.40} is no list of formats")
-        for name in value:
-            Choice(FIGURE_FORMATS).check(name)
-        return tuple(dict.fromkeys(value))
+            raise ValueError(f"{value!r:.40} is no list of {self.kind}")
+        if len(value) > MOST_NAMES:
+            raise ValueError(f"{len(value)} {self.kind}; give {MOST_NAMES} at most")
+        words = tuple(map(self.check_word, value))
+        if len(set(words)) != len(words):
+            raise ValueError(f"{','.join(words):.80} names one of them twice")
+        return words
+
+    def check_word(self, word: Any) -> str:
+        """One of them, as it is called here."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Modalities(Words):
+    """Modalities."""
+
+    kind = "modalities"
+
+    def check_word(self, word: Any) -> str:
+        """A modality, by its name here."""
+        name = ALIASES.get(word, word) if isinstance(word, str) else word
+        if name not in MODALITIES:
+            raise ValueError(f"unknown modality {name!r:.40}; choose among {', '.join(MODALITIES)}")
+        return name
+
+
+@dataclass(frozen=True)
+class Names(Words):
+    """Names of classes."""
+
+    kind = "names"
+
+    def check_word(self, word: Any) -> str:
+        """A name that can be shown."""
+        wanted = "a name of 1 to 100 printable characters"
+        if not is_printable(Text(r"[^\x00]{1,100}", wanted).check(word)):
+            raise ValueError(f"{word!r:.40} is not {wanted}")
+        return word
+
+
+@dataclass(frozen=True)
+class Formats(Words):
+    """Formats of pictures."""
+
+    kind = "formats"
+
+    def check_word(self, word: Any) -> str:
+        """A format, in small letters."""
+        return Choice(FIGURE_FORMATS).check(word.lower() if isinstance(word, str) else word)
 
 
 @dataclass(frozen=True)

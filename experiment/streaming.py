@@ -26,7 +26,7 @@ from model import GANFFN, FusedFeatureGenerator, LinearGenerator, SpeakerLayer
 LONGEST_LINE = 2**19  # bytes; 25,000 numbers of 20 digits
 LONGEST_NAME = 500  # characters of a dialogue's or a speaker's name
 MOST_OPEN = 10_000  # dialogues
-MOST_SPEAKERS = 1_000  # of a dialogue
+MOST_NAMED = 1_000  # speakers of a dialogue
 
 
 class RefusedTurnError(ValueError):
@@ -229,8 +229,8 @@ class Stream:
                 )
             dialogue = OpenDialogue({}, 0, [DialogueState() for _ in self.model.members])
         number = dialogue.speakers.get(speaker, len(dialogue.speakers))
-        if number >= MOST_SPEAKERS:
-            raise RefusedTurnError(f"speaker: more than {MOST_SPEAKERS:,} in one dialogue; name each by one name")
+        if number >= MOST_NAMED:
+            raise RefusedTurnError(f"speaker: more than {MOST_NAMED:,} in one dialogue; name each by one name")
         probabilities, changes = self._hear(dialogue, rows, number)
         for change in changes:
             change()

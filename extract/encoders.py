@@ -11,7 +11,7 @@ from . import acoustic, text, visual
 from .house import MODALITIES, InputError
 from .listing import shown
 from .media import RATE
-from .models import Encoder, Model, installed, locate, versions
+from .models import REQUIREMENTS, Encoder, Model, installed, locate, versions
 
 # One good model a modality: for a laptop, two of three ship inside packages; for a GPU, by frozen-feature scores that
 # others published (acoustic: EmoBox, arXiv 2406.07162; visual: MERBench, arXiv 2401.03429).
@@ -111,7 +111,7 @@ def _encoder(modality: str, spec: str, settings: Settings, device: str, checksum
         kinds = ", ".join(f"{one}:NAME" for one in KINDS[modality])
         raise InputError(f"{flag}: {shown(spec)} is no encoder; give {kinds}, or none")
     for library in LIBRARIES[kind]:
-        installed(flag, library)
+        installed(flag, library, f"-r {'requirements-timm.txt' if library == 'timm' else REQUIREMENTS}")
     model: Model | None = None
     if kind == "timm" and not Path(name).is_dir():
         licence, revision = "not known here; see the model's page", "as timm names it"

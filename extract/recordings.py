@@ -1,15 +1,18 @@
-"""One's own recording with its transcript: SRT, WebVTT or TextGrid."""
+"""One's own recording with its transcript: SRT, WebVTT or TextGrid, or what a speech recogniser hears."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .house import InputError
 from .listing import Clip, Listing, Utterance, read_text, shown
 from .models import need
+
+if TYPE_CHECKING:
+    from .recogniser import Segments
 
 ENDINGS = (".srt", ".vtt", ".TextGrid", ".textgrid")
 SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff")  # no pictures in these
@@ -26,7 +29,11 @@ class Turn(NamedTuple):
 
 
 def read_recording(
-    path: Path, speakers: int | None = None, transcript: Path | None = None, label_names: Sequence[str] = ()
+    path: Path,
+    speakers: int | None = None,
+    transcript: Path | None = None,
+    label_names: Sequence[str] = (),
+    transcribe: Callable[[Path], tuple[Segments, dict[str, Any]]] | None = None,
 ) -> Listing:
     """A recording as one dialogue of one utterance a line of its transcript.
 
@@ -35,6 +42,8 @@ def read_recording(
         speakers: How many there are, to be checked; nobody guesses who speaks.
         transcript: An ``.srt``, ``.vtt`` or ``.TextGrid`` file; the one of the recording's name, unless given.
         label_names: The classes, none of which is given here.
+        transcribe: What hears the recording in place of a transcript, such as `recogniser.recognise`; all of it is then
+            said by one speaker, since recognisers tell none apart.
 
     Raises:
         InputError: If either file is not there, or the transcript has no times or does not say who speaks.
@@ -42,15 +51,25 @@ def read_recording(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; name a sound or video file")
+    listing = Listing(str(path), [], {path.stem: ""}, tuple(label_names), {"kind": "recording", "name": path.name})
+    if transcribe is not None:
+        if speakers not in (None, 1):
+            raise InputError(
+                f"{path}: --speakers {speakers}: a recogniser does not tell who speaks; give a transcript that does, "
+                "or --speakers 1"
+            )
+        segments, listing.about["transcript"] = transcribe(path)
+        if not segments:
+            raise InputError(f"{path}: nothing is said in it, as far as --transcribe hears; give a transcript")
+        return _listed(listing, path, [Turn("speaker", *segment) for segment in segments])
     if transcript is None:
         beside = [path.with_suffix(ending) for ending in ENDINGS]
         transcript = next((one for one in beside if one.is_file()), None)
         if transcript is None:
             raise InputError(
-                f"{path}: no transcript beside it; write one as {beside[0].name}, .vtt or .TextGrid, or name it by "
-                "--transcript"
+                f"{path}: no transcript beside it; write one as {beside[0].name}, .vtt or .TextGrid, name it by "
+                "--transcript, or have it written by --transcribe transformers:WHISPER_MODEL"
             )
-    listing = Listing(str(path), [], {path.stem: ""}, tuple(label_names), {"kind": "recording", "name": path.name})
     read = {".srt": _srt, ".vtt": _webvtt, ".textgrid": _textgrid}.get(transcript.suffix.lower())
     if read is None:
         raise InputError(f"{transcript}: no transcript of a known kind; give .srt, .vtt or .TextGrid")
@@ -71,6 +90,11 @@ def read_recording(
             f"{transcript}: {len(names)} speakers ({', '.join(map(shown, names[:10]))}), and --speakers says "
             f"{speakers}; correct one of them"
         )
+    return _listed(listing, path, turns)
+
+
+def _listed(listing: Listing, path: Path, turns: Sequence[Turn]) -> Listing:
+    """The listing with an utterance a turn."""
     for k, turn in enumerate(turns):
         clip = Clip(str(path), turn.start, turn.end)
         pictures = None if path.suffix.lower() in SOUND else clip

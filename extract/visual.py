@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .house import InputError
-from .models import REQUIREMENTS, Encode, Model, loading, need, quiet
+from .models import Encode, Model, loading, need, quiet
 
 FLAG = "--visual"
 AT_ONCE = 64  # pictures
@@ -68,8 +68,8 @@ def timm(name: str, model: Model | None, device: str) -> Encode:
         from PIL import Image
     except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises the second
         raise InputError(
-            f"{FLAG}: timm cannot be imported ({type(error).__name__}); pip install timm, and the torchvision that "
-            f"fits the torch installed (see {REQUIREMENTS})"
+            f"{FLAG}: timm cannot be imported ({type(error).__name__}); pip install -r requirements-timm.txt, with the "
+            "torchvision that fits the torch installed"
         ) from None
     source = f"local-dir:{model.source}" if model is not None else name
     network = loading(FLAG, name, lambda: library.create_model(source, pretrained=True, num_classes=0))

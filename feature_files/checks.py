@@ -42,7 +42,7 @@ MOST_CLASSES = 7  # of any set known; a larger label with gaps beneath it is a m
 LONGEST_ID = 500  # characters of the name of a dialogue, an utterance or a speaker
 LONGEST_CLASS = 100  # characters of the name of a class
 MOST_CLASSES_AT_ALL = 1000
-MOST_SPEAKERS = 1000  # that a one-hot row may tell apart
+LONGEST_ONE_HOT = 1000  # speakers that a row may tell apart
 UNFOLDED = 2**26  # bytes of features that any file may unfold to; a larger file, 16 times its size
 UNFOLDED_TEXT = 2**20  # the same for characters of names and sentences
 MOST_FAULTS = 100  # that are listed of a broken file
@@ -474,7 +474,7 @@ def _speaker(item: Any) -> str:
     """A speaker's name; of a one-hot row, the place of its 1."""
     if not isinstance(item, list | tuple | np.ndarray):
         return _text(item)
-    if not 0 < length_of(item) <= MOST_SPEAKERS or (isinstance(item, np.ndarray) and item.ndim != 1):
+    if not 0 < length_of(item) <= LONGEST_ONE_HOT or (isinstance(item, np.ndarray) and item.ndim != 1):
         raise ValueError("a row that is not one-hot where a speaker belongs")
     if not all(isinstance(x, NUMBER) for x in items_of(item)) or sum(x != 0 for x in item) > 1:
         raise ValueError("a row that is not one-hot where a speaker belongs")

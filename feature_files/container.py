@@ -61,7 +61,7 @@ def is_container(path: Path) -> bool:
     return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def open_container(path: Path, verify: bool = True) -> tuple[Parts, int, str]:
+def open_container(path: Path, verify: bool = True, unlabelled: bool = False) -> tuple[Parts, int, str]:
     """The fields of a container, its size, and its checksum.
 
     The checksum is that of the header, which holds that of every tensor, so that these need not be read; of a file
@@ -71,6 +71,7 @@ def open_container(path: Path, verify: bool = True) -> tuple[Parts, int, str]:
         path: The file.
         verify: Read the tensors, compare their checksums, and leave it to `Checks` to look at every value. Without, the
             file's word is taken that they are finite.
+        unlabelled: Whether it need not have labels, names of classes and splits.
 
     Raises:
         InputError: If the file is no container, or damaged.
@@ -89,6 +90,8 @@ def open_container(path: Path, verify: bool = True) -> tuple[Parts, int, str]:
     try:
         about = json.loads(metadata["corpus"]) if plain(metadata["corpus"]) else None
         lengths = dict(about["dialogues"])
+        if unlabelled:
+            about = {"splits": {}, "label_names": []} | about
         splits, names = dict(about["splits"]), about["label_names"]
         columns = {name: about[name] for name in COLUMNS}
         fit = all(type(n) is int and 1 <= n <= len(metadata["corpus"]) for n in lengths.values())
@@ -101,7 +104,7 @@ def open_container(path: Path, verify: bool = True) -> tuple[Parts, int, str]:
     total = ends[-1] if ends else 0
     if not fit or len(lengths) != len(about["dialogues"]):
         raise bad("dialogues", "an id twice or a length that is no number from 1 up")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not (names or unlabelled) or not all(isinstance(name, str) for name in names):
         raise bad("label_names", "no names of classes")
     if not all(isinstance(x, list) and len(x) == total for x in columns.values()):
         raise bad("speakers, sentences or utterances", f"not one for each of {total} utterances")
@@ -121,14 +124,14 @@ def open_container(path: Path, verify: bool = True) -> tuple[Parts, int, str]:
         tensors[name] = np.asarray(mapped)
         if verify and name in sums and hashlib.sha256(tensors[name]).hexdigest() != sums[name]:
             raise bad(name, "its checksum is not the one written down")
-    if "labels" not in tensors:
-        raise bad("labels", "no such tensor")
+    if "labels" not in tensors and not unlabelled:
+        raise InputError(f"{path}: labels: no such tensor; add one to train on, or use the file with predict.py")
 
     bounds = list(zip(lengths, [0, *ends[:-1]], ends, strict=True))
     by_dialogue = {name: {i: x[a:b] for i, a, b in bounds} for name, x in (tensors | columns).items()}
     parts = Parts(
         layout="gan-ffn",
-        labels=by_dialogue["labels"],
+        labels=by_dialogue.get("labels"),
         speakers=by_dialogue["speakers"],
         features={m: by_dialogue[m] for m in MODALITIES if m in tensors},
         splits=splits,

@@ -38,59 +38,60 @@ _MODALITY = {
     ),
     "text": re.compile(r"text|bert|glove|gpt|llama|lm|t5|bloom|baichuan|sentence|xlnet|opt|electra|word", re.I),
 }
+DAG_ERC_SPLITS = ("train", "dev", "test")  # how the names of its files begin
 # The layouts that M3NET takes audio and visual from.
 _TRIMODAL = ("iemocap-9", "nine-tuple", "mmgcn-iemocap", "mmgcn-meld")
 
 
-def identify_folder(source: Source, missing: str) -> Parts:
-    """The fields of a folder, by the names in it.
+def identify_folder(source: Source, missing: str, unlabelled: bool = False) -> Parts:
+    """The fields of a folder, by the names in it; `reading.identify` says what the arguments are.
 
     Raises:
         InputError: If it is of no known layout.
     """
     names = {p.name.lower(): p for p in listing(source.path) if is_file(p)}
     if any(name.endswith(".json.feature") for name in names):
-        return dag_erc(source)
+        return dag_erc(source, unlabelled)
     if {"speakers.pkl", "textfeatures.pkl"} <= names.keys():
         return multiemo(source, names)
     files = [p for name, p in names.items() if name.endswith((".pkl", ".pickle", ".p", ".npz"))]
     if len(files) == 1:
         if zipfile.is_zipfile(files[0]):
-            return merbench(source, files[0], missing)
+            return merbench(source, files[0], missing, unlabelled)
         content = source.unpickled(files[0])
         if isinstance(content, tuple | list) and len(content) == 6:
             return gcnet(source, content, missing)
         return identify_pickle(str(files[0]), content)
     if len(files) == 2 and not any(map(zipfile.is_zipfile, files)):
-        return m3net(source, files)
+        return m3net(source, files, unlabelled)
     raise InputError(f"{source.path}: a directory of no known layout; name the feature file inside it, or see {README}")
 
 
-def m3net(source: Source, files: Sequence[Path]) -> Parts:
+def m3net(source: Source, files: Sequence[Path], unlabelled: bool = False) -> Parts:
     """``m3net``: an MMGCN file, for audio and visual, beside one of COSMIC, for text and splits, by dialogue id."""
     both = [identify_pickle(str(path), source.unpickled(path)) for path in files]
     text = next((parts for parts in both if parts.layout == "cosmic"), None)
     rest = next((parts for parts in both if parts.layout in _TRIMODAL), None)
     if text is None or rest is None:
         raise InputError(f"{source.path}: two files that are not COSMIC's and MMGCN's; name one, or use 'join'")
-    labels, others = (
-        {id_of(i): _whole_numbers(row) for i, row in p.labels.items()} for p in _labelled(source, text, rest)
-    )
-    for i, row in others.items():
-        if i in labels and row != labels[i]:
-            raise InputError(f"{source.path}: labels: dialogue {i!r:.80}: the two files differ; get a pair that fits")
+    if not unlabelled:
+        _fit(source, text, rest)
     features = {m: table for m, table in rest.features.items() if m != "text"} | {"text": text.features["text"]}
     return replace(
         rest, layout="m3net", labels=text.labels, features=features, splits=text.splits, sentiment=text.sentiment
     )
 
 
-def _labelled(source: Source, *both: Parts) -> Sequence[Parts]:
+def _fit(source: Source, *both: Parts) -> None:
+    """Refuse two files whose labels are not the same."""
     for parts in both:
         if not isinstance(parts.labels, Mapping):
             kind = type(parts.labels).__name__
             raise InputError(f"{source.path}: labels: a {kind} where a dictionary by dialogue belongs; see the layout")
-    return both
+    labels, others = ({id_of(i): _whole_numbers(row) for i, row in parts.labels.items()} for parts in both)
+    for i, row in others.items():
+        if i in labels and row != labels[i]:
+            raise InputError(f"{source.path}: labels: dialogue {i!r:.80}: the two files differ; get a pair that fits")
 
 
 def _whole_numbers(row: Any) -> list[int]:
@@ -130,11 +131,12 @@ def _utterances(source: Source, dialogue: str, row: Any) -> list[str]:
     return names
 
 
-def merbench(source: Source, path: Path, missing: str) -> Parts:
+def merbench(source: Source, path: Path, missing: str, unlabelled: bool = False) -> Parts:
     """``merbench``: a ``.npz`` with ``whole_corpus``, utterance to ``emo`` and ``val``; features as ``gcnet`` has them.
 
     It names neither dialogues nor splits. An IEMOCAP utterance's id begins with its dialogue's and has its speaker in
-    the last part; its last session is the test split, as MERBench's own last fold has it.
+    the last part; its last session is the test split, as MERBench's own last fold has it. Without labels, ids need name
+    no session.
     """
     corpus = _npz_member(source, path, "whole_corpus")
     labels: dict[str, list] = {}
@@ -143,18 +145,18 @@ def merbench(source: Source, path: Path, missing: str) -> Parts:
         if (
             not isinstance(utterance, str)
             or len(utterance) > LONGEST_ID
-            or not isinstance(fields, Mapping)
-            or "emo" not in fields
+            or not (unlabelled or (isinstance(fields, Mapping) and "emo" in fields))
         ):
             raise InputError(f"{path}: whole_corpus: {utterance!r:.80} has no 'emo'; give each utterance its label")
         dialogue = utterance.rpartition("_")[0] or utterance
         ids.setdefault(dialogue, []).append(utterance)
-        labels.setdefault(dialogue, []).append(fields["emo"])
+        labels.setdefault(dialogue, []).append(fields.get("emo") if isinstance(fields, Mapping) else None)
     speakers = {i: [u.rpartition("_")[2][:1] for u in row] for i, row in ids.items()}
     last = max(map(session_of, ids), default="")
-    if not last:
+    if not last and not unlabelled:
         raise InputError(f"{path}: whole_corpus: ids of no IEMOCAP session, so no test split; convert it to a 9-tuple")
     splits = {"train": [i for i in ids if session_of(i) != last], "test": [i for i in ids if session_of(i) == last]}
+    splits = splits if last else {}
     return Parts("merbench", labels, speakers, _folders(source, ids, missing), splits, None, ids)
 
 
@@ -257,31 +259,46 @@ def _pooled(source: Source, folder: Path, names: Sequence[str], utterance: str) 
         return frames.mean(0, dtype=np.float64) if len(frames) else None
 
 
-def dag_erc(source: Source) -> Parts:
+def dag_erc(source: Source, unlabelled: bool = False) -> Parts:
     """``dag-erc``: ``{train,dev,test}_data_roberta.json.feature``, dialogues of text, speaker, label and cls, by name.
 
     Utterances without a label are left out, as IEMOCAP's other files leave them out; so are dialogues of no other.
+    Where labels may be absent all are kept, and one file of any name will do.
     Classes are in the order of the known set they are of, else in that of ``label_vocab.pkl``, else sorted.
     """
     fields: dict[str, dict] = {name: {} for name in ("label", "speaker", "text", "cls")}
     splits: dict[str, list[str]] = {}
-    for split in ("train", "dev", "test"):
-        path = next(iter(sorted(source.path.glob(f"{split}*.json.feature"))), source.path / f"{split}.json.feature")
-        members = splits["valid" if split == "dev" else split] = []
+    for split, path in _split_files(source, unlabelled):
+        members = splits.setdefault("valid" if split == "dev" else split, [])
         for k, dialogue in enumerate(_json(source, path)):
             if not isinstance(dialogue, list) or not all(isinstance(u, dict) for u in dialogue):
                 raise InputError(f"{path}: dialogue {k}: no list of utterances; give one of objects")
-            if labelled := [u for u in dialogue if isinstance(u.get("label"), str)]:
-                members.append(f"{split}_{k}")
+            if kept := [u for u in dialogue if unlabelled or isinstance(u.get("label"), str)]:
+                members.append(f"{split or 'dialogue'}_{k}")
                 for name, table in fields.items():
-                    table[members[-1]] = [u.get(name) for u in labelled]
-    names = _class_names(source, {name for row in fields["label"].values() for name in row})
+                    table[members[-1]] = [u.get(name) for u in kept]
+    splits.pop("", None)
+    names = _class_names(source, {name for row in fields["label"].values() for name in row if isinstance(name, str)})
     numbers = {name: k for k, aliases in enumerate(names) for name in aliases}
-    labels = {i: [numbers[name] for name in row] for i, row in fields["label"].items()}
+    labels = {
+        i: [numbers[name] if isinstance(name, str) else None for name in row] for i, row in fields["label"].items()
+    }
     label_names = tuple(aliases[0] for aliases in names)
     return Parts(
         "dag-erc", labels, fields["speaker"], {"text": fields["cls"]}, splits, fields["text"], None, label_names
     )
+
+
+def _split_files(source: Source, unlabelled: bool) -> list[tuple[str, Path]]:
+    """Split to its file; where labels may be absent, those that are there, or the one file that is none of these."""
+    first = {split: next(iter(sorted(source.path.glob(f"{split}*.json.feature"))), None) for split in DAG_ERC_SPLITS}
+    if not unlabelled:
+        return [(split, path or source.path / f"{split}.json.feature") for split, path in first.items()]
+    given = source.given
+    if is_file(given) and not given.name.startswith(DAG_ERC_SPLITS):
+        return [("", given)]
+    found = [(split, path) for split, path in first.items() if path]
+    return found or [("", path) for path in sorted(source.path.glob("*.json.feature"))[:1]]
 
 
 def _json(source: Source, path: Path) -> list:

@@ -112,23 +112,29 @@ def provenance(path: str | Path) -> dict[str, Any]:
     return ours(source, False).provenance if not is_folder(source.path) and is_container(source.path) else {}
 
 
-def identify(source: Source, missing: str = "refuse", verify: bool = True) -> Parts:
+def identify(source: Source, missing: str = "refuse", verify: bool = True, unlabelled: bool = False) -> Parts:
     """The fields of a file or folder, by the shape of its content.
+
+    Args:
+        source: The file or folder.
+        missing: As `read` takes it.
+        verify: As `read` takes it.
+        unlabelled: Whether labels may be absent.
 
     Raises:
         InputError: If it is of no known layout.
     """
     path = source.path
     if is_folder(path):
-        return folders.identify_folder(source, missing)
+        return folders.identify_folder(source, missing, unlabelled)
     if is_container(path):
-        return ours(source, verify)
+        return ours(source, verify, unlabelled)
     if path.name.endswith(".json.feature"):
         source.path = path.parent
-        return folders.dag_erc(source)
+        return folders.dag_erc(source, unlabelled)
     if zipfile.is_zipfile(path):
         source.path = path.parent
-        return folders.merbench(source, path, missing)
+        return folders.merbench(source, path, missing, unlabelled)
     content = source.unpickled(path)
     if isinstance(content, tuple | list) and len(content) == 6:
         source.path = path.parent
@@ -136,8 +142,8 @@ def identify(source: Source, missing: str = "refuse", verify: bool = True) -> Pa
     return pickles.identify_pickle(str(path), content)
 
 
-def ours(source: Source, verify: bool = True) -> Parts:
+def ours(source: Source, verify: bool = True, unlabelled: bool = False) -> Parts:
     """``gan-ffn``: what `write_container` wrote."""
-    parts, size, digest = open_container(source.path, verify)
+    parts, size, digest = open_container(source.path, verify, unlabelled)
     source.add(source.path, size, digest)
     return parts

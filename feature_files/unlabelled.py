@@ -44,12 +44,13 @@ def read_unlabelled(
         InputError: If the file is of no known layout, or contradicts itself in what is no label and no split.
     """
     source = Source(Path(path))
-    parts = identify(source, missing)
+    parts = identify(source, missing, unlabelled=True)
     if target == "sentiment":
         names = MELD_SENTIMENTS if parts.label_names == MELD_LABELS else ()
         parts = replace(parts, labels=parts.sentiment, label_names=names)
     known = tuple(_names_beside(source.given) or () if target == "emotion" else ()) or parts.label_names
     labels = _labels(parts)
+    largest = max((int(row.max(initial=IGNORE_LABEL)) for row in labels.values()), default=-1)
     classes = tuple(label_names)
     splits = {name: ids for name, ids in parts.splits.items() if ids is not None}
     placeholder = {i: np.zeros(len(row), np.int64) for i, row in labels.items()}
@@ -61,8 +62,7 @@ def read_unlabelled(
         known = checks.label_names(seen, {m: ([], d) for m, d in corpus.dims.items()})
         known = () if known[0] == "class 0" else known[: len(classes)]
     problem = None
-    largest = max((int(row.max()) for row in labels.values()), default=-1)
-    if known and known != classes:
+    if known and known != classes and largest >= 0:
         problem = f"its classes are {', '.join(known):.200}, not {', '.join(classes):.200}"
     elif largest >= len(classes):
         problem = f"there is a label {largest}, and the classes are 0 to {len(classes) - 1}"

@@ -1,6 +1,8 @@
 """What tests of extraction make: speech, tones, drawn clips, corpora of these, and tiny networks of random weights."""
 
 import csv
+import importlib
+import json
 import shutil
 import subprocess
 from fractions import Fraction
@@ -172,9 +174,63 @@ def tiny(kind, folder):
         shape |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 100}
         shape |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
         network = hf.WhisperModel(hf.WhisperConfig(**shape))
+    elif kind == "recogniser":
+        network = _recogniser(hf, torch, folder)
+    elif kind == "clip":
+        hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+        text = {**shape, "vocab_size": 20, "max_position_embeddings": 8}
+        shape |= {"image_size": 32, "patch_size": 8}
+        network = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=shape, projection_dim=12))
+    elif kind == "sentence-transformers":
+        library = pytest.importorskip("sentence_transformers", reason="requirements-extract.txt")
+        modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
+        words = modules.Transformer(str(tiny("bert", folder.parent / f"{folder.name}-words")))
+        library.SentenceTransformer(modules=[words, modules.Pooling(16)], device="cpu").save(str(folder))
+        return folder
     elif kind == "vit":
         hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
         shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
         network = hf.ViTModel(hf.ViTConfig(image_size=32, patch_size=8, **shape))
     network.save_pretrained(folder)
     return folder
+
+
+# What the recogniser below hears in every window of 30 s, whatever is said there.
+HEARD = ((0.0, 1.2, "where were you?"), (1.5, 3.0, "at work."))
+
+
+def _recogniser(hf, torch, folder):
+    """A Whisper network that writes down `HEARD`: the place of a token alone decides which one is next."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz.,?", "\u0120"]  # the last is how its tokenizer writes a space
+    end, start, none = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate([*letters, end])}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = hf.WhisperTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.add_special_tokens({"additional_special_tokens": [start, none]})
+    tokenizer.add_tokens([hf.AddedToken(f"<|{k / 50:.2f}|>", special=False) for k in range(151)])
+    tokenizer.save_pretrained(folder)
+    hf.WhisperFeatureExtractor().save_pretrained(folder)
+    ids, size = tokenizer.convert_tokens_to_ids, len(tokenizer)
+    shape = {"d_model": 256, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    shape |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "max_target_positions": 64}
+    special = {"pad_token_id": ids(end), "bos_token_id": ids(end), "eos_token_id": ids(end)}
+    special["decoder_start_token_id"] = ids(start)
+    config = hf.WhisperConfig(vocab_size=size, suppress_tokens=None, begin_suppress_tokens=None, **shape, **special)
+    network = hf.WhisperForConditionalGeneration(config)
+    script = []
+    for begin, until, text in HEARD:
+        script += [f"<|{begin:.2f}|>", *text.replace(" ", letters[-1]), f"<|{until:.2f}|>"]
+    decoder = network.model.decoder
+    with torch.no_grad():
+        for parameter in decoder.layers.parameters():
+            parameter.zero_()
+        decoder.embed_tokens.weight.copy_(torch.eye(size, 256))
+        decoder.embed_positions.weight.zero_()
+        for place, token in enumerate([*script, end]):
+            decoder.embed_positions.weight[place, ids(token)] = 50
+    network.generation_config = hf.GenerationConfig(
+        no_timestamps_token_id=ids(none), is_multilingual=False, max_length=60, return_timestamps=False, **special
+    )
+    return network

@@ -233,7 +233,7 @@ FLAGS = {
     "--seed -1": "--seed: -1 is out of range",
     "--seeds 0,0": "--seeds: '0,0' names a seed twice",
     "--modalities text,smell": "--modalities: unknown modality 'smell'; choose among text, visual, acoustic",
-    "--modalities text,text": "--modalities: text,text names a modality twice",
+    "--modalities text,text": "--modalities: text,text names one of them twice",
     "--demo": "--features and --demo exclude each other; give one",
     "--device toaster": "--device: 'toaster' is not auto, cpu, cuda, cuda:1 or mps",
     "--device cuda:99": "--device cuda:99: not to be had here (",

@@ -1,14 +1,19 @@
 """What the benchmarks compute beside training: paired comparisons, and the synthetic corpus's ceiling."""
 
+import argparse
 import itertools
+import re
 
 import accuracy
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from small import small_corpus
 
+from experiment.comparison import gain, read_run
 from experiment.flags import parse_args
+from experiment.run_directory import write_config, write_csv
 from synthetic import SHARES, ceiling, posterior, synthetic_corpus, transition
 
 
@@ -27,17 +32,61 @@ def test_every_row_is_made_of_flags_that_the_script_has():
         parse_args(["--demo", *flags.split()])
 
 
-def test_ctrl_c_leaves_the_table_of_the_rows_that_are_finished(monkeypatch, tmp_path, capsys):
-    def run_row(name, *_):
-        if name == "no-graph":
-            raise KeyboardInterrupt
-        return {0: 60.0, 1: 62.0}, 10.0
+def test_ctrl_c_leaves_the_runs_that_are_finished_and_the_same_command_goes_on(monkeypatch, tmp_path, capsys):
+    trained, stop = [], True
 
-    monkeypatch.setattr(accuracy, "run_row", run_row)
-    argv = ["--demo", "--folds", "2", "--seeds", "0,1", "--rows", "no-stage-1,no-graph", "--out", str(tmp_path)]
+    def run_seed(name, flags, seed, *_):
+        if stop and (name, seed) == ("no-graph", 1):
+            raise KeyboardInterrupt
+        trained.append((name, seed))
+        return 60.0 + seed ** (1 + (name == "full")), 10.0
+
+    monkeypatch.setattr(accuracy, "run_seed", run_seed)
+    argv = ["--demo", "--folds", "2", "--seeds", "0,1", "--rows", "no-graph", "--out", str(tmp_path)]
     assert accuracy.main(argv) == 130
-    assert pd.read_csv(tmp_path / "accuracy.csv")["row"].tolist() == ["full", "no-stage-1"]
+    assert pd.read_csv(tmp_path / "accuracy.csv")["seeds"].tolist() == [2, 1]
     assert (tmp_path / "accuracy.md").read_text() in capsys.readouterr().out
+    with (tmp_path / "runs.jsonl").open("a") as stream:
+        stream.write('{"row": "no-gr')  # a process that was killed
+    stop = False
+    argv[argv.index("0,1")] = "0,1,2"
+    assert accuracy.main(argv) == 0
+    assert trained == [("full", 0), ("full", 1), ("no-graph", 0), ("full", 2), ("no-graph", 1), ("no-graph", 2)]
+    assert pd.read_csv(tmp_path / "accuracy.csv")["seeds"].tolist() == [3, 3]
+    assert accuracy.main([*argv, "--", "--epochs", "3"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "full, seed 0: was trained with flags" in said and "--epochs 3" in said
+
+
+def test_a_row_has_its_interval_over_dialogues_and_the_sign_in_every_session(tmp_path, capsys, monkeypatch):
+    def run_seed(name, flags, seed, settings, own):
+        rng = np.random.default_rng(seed)
+        sessions = []
+        for session in ("Ses01", "Ses02"):
+            ids = np.repeat([f"{session}_{k}" for k in range(6)], 20)
+            labels = np.arange(120) % 2
+            wrong = rng.random(120) < (0.4 if name == "no-graph" else 0.1)
+            said = np.where(wrong, 1 - labels, labels)
+            table = {"split": "test", "dialogue": ids, "utterance": [f"{i}_{k}" for k, i in enumerate(ids)]}
+            table |= {"turn": np.tile(np.arange(1, 21), 6), "speaker": "F", "label": labels, "predicted": said}
+            sessions.append(pd.DataFrame(table | {"p_no": 1.0 - said, "p_yes": 1.0 * said}))
+        directory = accuracy.seed_directory(own, name, seed)
+        directory.mkdir(parents=True)
+        write_config(directory, settings, small_corpus())
+        write_csv(directory / "predictions.csv", pd.concat(sessions))
+        return (60.0 + seed if name == "no-graph" else 90.0 - seed), 1.0
+
+    monkeypatch.setattr(accuracy, "run_seed", run_seed)
+    argv = ["--demo", "--seeds", "0,1", "--rows", "no-graph", "--out", str(tmp_path)]
+    monkeypatch.setattr(accuracy, "ceiling", lambda corpus: {"context": 1.0, "utterance": 1.0})
+    assert accuracy.main(argv) == 0
+    full, row = pd.read_csv(tmp_path / "accuracy.csv").to_dict("records")
+    assert row["low"] < row["over dialogues"] < row["high"] < 0
+    assert row["gain"] == "loss" and pd.isna(full["gain"])
+    assert re.fullmatch(r"Ses01 -\d+\.\d, Ses02 -\d+\.\d", row["by session"])
+    directories = [accuracy.seed_directory(argparse.Namespace(out=tmp_path), name, 0) for name in ("no-graph", "full")]
+    alone = gain(*map(read_run, directories))
+    assert alone.high < 0 and f"[{row['low']:.2f}, {row['high']:.2f}]" in capsys.readouterr().out
 
 
 def test_class_shares_are_those_the_synthetic_emotions_settle_at():

