@@ -376,14 +376,14 @@ def train(command: Command) -> int:
     data = "demo" if settings.data.demo else Path(settings.data.features).stem
     name = f"{printable(data, 80)}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(command.resume or command.out or f"runs/{name}")
-    go_on = f"To go on: python {Path(__file__).name} --resume {shlex.quote(str(directory))}"
+    go_on = f"To go on: python {Path(__file__).name} --resume {shlex.quote(str(directory))}{command.together}"
     try:
         with locked(directory):
             prepare_directory(directory, corpus, resume=bool(command.resume), overwrite=command.overwrite)
             if runs[0].name:
                 several = {"seeds": command.seeds, "folds": command.folds, "folds_over": command.folds_over}
                 write_config(directory, settings, corpus, several)
-            figures = train_plan(runs, directory, run_seed)
+            figures = train_plan(runs, directory, run_seed, command.jobs, command.cluster)
             if runs[0].name:
                 leave_a_look(directory, settings.run)
     except KeyboardInterrupt:

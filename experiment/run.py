@@ -8,6 +8,7 @@ import io
 import math
 import random
 import signal
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from experiment.run_directory import save_tensors, sweep, write_csv
 from experiment.tensorboard import Curves
 from files import InputError, InterruptedRunError, complain, printable, replacing
 
+stop_file: Path | None = None  # tells the runs of this process to stop, once it is there
 MOST_STATE = 256 * 2**30  # bytes of a checkpoint; read at once
 
 
@@ -162,7 +164,7 @@ class Run:
         Raises:
             InterruptedRunError: If so; it says where.
         """
-        if self.stop_requested:
+        if self.stop_requested or (stop_file and stop_file.exists()):
             raise InterruptedRunError(where)
 
     def keep(self, weights: Mapping[str, Tensor]) -> None:
@@ -322,7 +324,8 @@ class Run:
                 raise KeyboardInterrupt
             self.stop_requested = True
 
-        before = {s: signal.signal(s, ask) for s in stops()}
+        main = threading.current_thread() is threading.main_thread()  # elsewhere `stop_file` alone tells
+        before = {s: signal.signal(s, ask) for s in stops()} if main else {}
         try:
             yield
         except Exception:

@@ -32,6 +32,7 @@ from experiment.settings import RUN_FORMAT, Modalities, Settings, differences, f
 from files import InputError, complain, is_leftover, printable, read_text, replacing
 
 LOCK = ".lock"  # in a run directory, while a process works on it
+LOG = "log.txt"  # in a run directory, what a run said that had no terminal
 REPLACED = ".replaced"  # in a run directory, what --overwrite is about to delete
 # All that a run writes, so that --overwrite knows a run from another folder: a file that a run gets is named here.
 PICTURES = (
@@ -39,7 +40,7 @@ PICTURES = (
     *("emotion_timeline", "fused_features", "last_layer", "spread"),
 )
 RUN_FILES = (
-    r"config\.json|report\.(txt|json|html)|summary\.json|predictions\.csv|GAN_loss\.csv|history\.csv",
+    r"config\.json|log\.txt|report\.(txt|json|html)|summary\.json|predictions\.csv|GAN_loss\.csv|history\.csv",
     rf"({'|'.join(PICTURES)})\.(png|pdf|svg)",
     r"checkpoints/[a-z]+\.(pt|safetensors)|tensorboard/(mean[a-z_]*/)?events\.[^/]+",
     r"tensorboard/(projector_config\.pbtxt|00000/[a-z_]+/(metadata|tensors)\.tsv)",
@@ -142,8 +143,8 @@ def sweep(directory: Path) -> None:
 
 
 def unused(directory: Path) -> bool:
-    """Whether nothing is in a directory, but for a lock and for what a killed process left half-written."""
-    return all(path.name == LOCK or is_leftover(path) for path in directory.iterdir())
+    """Whether nothing is in a directory, but for a lock, a log and what a killed process left half-written."""
+    return all(path.name in (LOCK, LOG) or is_leftover(path) for path in directory.iterdir())
 
 
 def check_replaceable(directory: Path) -> None:
@@ -380,9 +381,13 @@ def check_same_run(directory: Path, settings: Settings, corpus: Corpus) -> None:
         raise InputError(f"{path}: a run on other data; move {directory} away, or choose another --out")
 
 
-@cache
 def versions() -> dict[str, str]:
-    """What a run's bits depend on besides data and settings."""
+    """What a run's bits depend on besides data and settings; the number of threads orders its sums."""
+    return {**_code_and_packages(), "threads": str(torch.get_num_threads())}
+
+
+@cache
+def _code_and_packages() -> dict[str, str]:
     files = sorted([*PROJECT.glob("*.py"), *PROJECT.glob("experiment/*.py"), *PROJECT.glob("feature_files/*.py")])
     return {
         "code": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12],
@@ -414,7 +419,12 @@ def prepare_directory(directory: Path, corpus: Corpus, *, resume: bool, overwrit
     Raises:
         InputError: If it is neither.
     """
-    if resume:
+    if resume and not (directory / "config.json").exists():  # nothing has begun, or runs of it one by one
+        known = rf"{re.escape(LOCK)}|{re.escape(LOG)}|{RUNS_WITHIN}"
+        for path in directory.iterdir():
+            if path.is_symlink() or not (is_leftover(path) or re.fullmatch(known, path.name)):
+                raise InputError(f"{path}: none of a run's, and {directory} has no config.json; choose another --out")
+    elif resume:
         begun = read_config(directory)
         trained_on = begun["features"]["sha256"]
         if trained_on != corpus.sha256:
