@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import RGCNConv
 
 from dataloader import Batch
+from parallel import mean_of
 
 
 class _Recurrence(torch.autograd.Function):
@@ -470,8 +471,8 @@ def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean of all elements, 0 of none."""
-    return x.mean() if x.numel() else x.sum()
+    """The mean of all elements over the batch, 0 of none; of several processes a part of it, see `parallel`."""
+    return mean_of(x.sum(), x.numel())
 
 
 def dialogue_edges(
@@ -674,8 +675,8 @@ def emotion_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, f
     The second weight is ``(1 - p)**focal`` of the label's probability p (focal loss, arXiv 1708.02002, equation 4).
     """
     if not len(labels):
-        return 0 * logits.sum()  # a batch of dialogues without a label
+        return mean_of(0 * logits.sum(), 0)  # a batch of dialogues without a label
     each = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=LABEL_SMOOTHING)
     if focal:
         each = each * (1 - logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)) ** focal
-    return each.sum() / (len(labels) if weight is None else weight[labels].sum())
+    return mean_of(each.sum(), len(labels) if weight is None else weight[labels].sum())

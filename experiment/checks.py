@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+import parallel
 from dataloader import Corpus, Standardiser, hold_out_validation
-from experiment.flags import Command
+from experiment.flags import Command, flag_of
 from experiment.plan import calibration_folds
 from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
-from experiment.settings import Settings
+from experiment.settings import FREE_ON_RESUME, Settings, flat
 from experiment.trained import build_network, fusion_weights, load_weights, shape_of
 from files import InputError
 
@@ -121,8 +122,8 @@ def check_memory(settings: Settings, shape: Mapping[str, Any], *, training: bool
     if needed > there:
         raise InputError(
             f"--fused-channels {settings.fusion.channels}, {settings.classifier.graph_layers} graph layers, "
-            f"{shape['num_speakers']} speakers: {needed // (4 * copies):,} parameters take {needed / 1e9:,.0f} GB and the machine "
-            f"has {there / 1e9:,.0f}; lower --fused-channels, --graph-layers or --speaker-layers"
+            f"{shape['num_speakers']} speakers: {needed // (4 * copies):,} parameters take {needed / 1e9:,.0f} GB and "
+            f"the machine has {there / 1e9:,.0f}; lower --fused-channels, --graph-layers or --speaker-layers"
         )
 
 
@@ -142,6 +143,19 @@ def check_jobs(jobs: int, settings: Settings, corpus: Corpus) -> None:
             f"--jobs {jobs}: so many runs take at least {jobs * each / 1e9:,.0f} GB and the machine has "
             f"{there / 1e9:,.0f}; at most --jobs {max(1, there // each)}"
         )
+
+
+def check_alike(command: Command, corpus: Corpus) -> None:
+    """Refuse processes of one run that are about to do different things.
+
+    Raises:
+        InputError: If flags or data differ between them, or each were to start processes of its own.
+    """
+    if parallel.size() > 1 and command.together:
+        raise InputError(f"torchrun: leave out{command.together}: one run takes all processes already")
+    settings = {flag_of(name): value for name, value in flat(command.settings).items() if name not in FREE_ON_RESUME}
+    plan = {"--seeds": command.seeds, "--folds": command.folds, "--folds-over": command.folds_over}
+    parallel.agree({**settings, **plan, "data with SHA-256": corpus.sha256[:12], "torch": torch.__version__})
 
 
 def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import parallel
 import utils
 from dataloader import IGNORE_LABEL, Corpus, cross_validation
 from experiment.console import say
+from experiment.corpus import load_corpus
 from experiment.jobs import Job, do_all
 from experiment.run_directory import check_same_run, drop_states, locked, read_report, write_json
 from experiment.settings import Settings, from_json
@@ -102,7 +104,7 @@ def train_at_once(
     at_once: int,
     cluster: str | None,
 ) -> Figures:
-    """`train_plan`, several runs at a time. The script that `train` is of must have `load_corpus` besides."""
+    """`train_plan`, several runs at a time, each by the function ``run_seed`` of the script that `train` is of."""
     if at_once > len(runs):
         say(f"--jobs {at_once}: there are {len(runs)} runs, so {len(runs)} at a time")
         at_once = len(runs)
@@ -139,14 +141,14 @@ def train_elsewhere(script: str, settings: Mapping[str, Any], name: str, sha256:
     Raises:
         InputError: If the data are others here.
     """
-    method, one = import_module(script), from_json(settings, name)
+    one = from_json(settings, name)
     utils.choose_determinism(one.run.deterministic)
-    corpus = method.load_corpus(one)
+    corpus = load_corpus(one)
     if corpus.sha256 != sha256:
         raise InputError(
             f"{corpus.name}: other data on {platform.node()} than where the runs were begun; copy the file"
         )
-    return train_in_plan(PlannedRun(name, one, corpus), Path(directory), method.run_seed)
+    return train_in_plan(PlannedRun(name, one, corpus), Path(directory), import_module(script).run_seed)
 
 
 def train_in_plan(run: PlannedRun, directory: Path, train: Callable[[Settings, Corpus, Path], Figures]) -> Figures:
@@ -158,13 +160,15 @@ def train_in_plan(run: PlannedRun, directory: Path, train: Callable[[Settings, C
 
 def train_or_read(run: PlannedRun, directory: Path, train: Callable[[Settings, Corpus, Path], Figures]) -> Figures:
     """The figures of a run, trained unless it is finished already."""
-    path = directory / "report.json"
-    figures = read_report(directory) if path.exists() else {"interrupted": None}
+    figures = parallel.from_first(
+        lambda: read_report(directory) if (directory / "report.json").exists() else {"interrupted": None}
+    )
     if "interrupted" in figures:
-        figures = train(run.settings, run.corpus, directory)
+        trained = train(run.settings, run.corpus, directory)
+        figures = parallel.from_first(lambda: trained)
     else:
         say(finished_text(directory, figures))
-    if "interrupted" not in figures:
+    if "interrupted" not in figures and not parallel.follows():
         drop_states(directory)
     return figures
 
@@ -210,9 +214,11 @@ def out_of_fold(
         figures = train_or_read(PlannedRun(fold, one, part), folder / fold, train)
         if "interrupted" in figures:
             raise InterruptedRunError(f"calibration, fold {fold}: {figures['interrupted']}")
-        test = read_predictions(folder / fold)
-        found.append((test["label"].to_numpy(), test.filter(regex="^p_").to_numpy()))
-    shutil.rmtree(folder)
+        if not parallel.follows():
+            test = read_predictions(folder / fold)
+            found.append((test["label"].to_numpy(), test.filter(regex="^p_").to_numpy()))
+    if not parallel.follows():
+        shutil.rmtree(folder)
     return found
 
 

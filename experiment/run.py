@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import parallel
 from experiment.console import Progress
 from experiment.run_directory import save_tensors, sweep, write_csv
 from experiment.tensorboard import Curves
@@ -122,13 +123,14 @@ class Run:
         self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in self.CURVES}
         self.stop_requested = False
         self.checkpoints = directory / "checkpoints"
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out {directory}: cannot be written ({error.strerror}); choose another") from None
-        sweep(directory)
+        if not parallel.follows():
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--out {directory}: cannot be written ({error.strerror}); choose another") from None
+            sweep(directory)
         self.best: dict[str, Tensor] = {}
-        self._curves = Curves(directory) if tensorboard else None
+        self._curves = Curves(directory) if tensorboard and not parallel.follows() else None
         self._checkpoint_every = checkpoint_every
         self._unwritten: dict[str, Any] | None = None
         self._progress: Progress | None = None
@@ -164,7 +166,7 @@ class Run:
         Raises:
             InterruptedRunError: If so; it says where.
         """
-        if self.stop_requested or (stop_file and stop_file.exists()):
+        if parallel.anywhere(self.stop_requested or bool(stop_file and stop_file.exists())):
             raise InterruptedRunError(where)
 
     def keep(self, weights: Mapping[str, Tensor]) -> None:
@@ -204,6 +206,7 @@ class Run:
             },
             "history": self.history,
             "best": self.best,
+            "processes": parallel.size(),
         }
         self._unwritten = state
         if epoch % self._checkpoint_every == 0:
@@ -213,7 +216,7 @@ class Run:
 
     def flush(self) -> None:
         """Write the newest checkpoint, if it is in memory only; the one that was newest stays beside it."""
-        if self._unwritten is None:
+        if self._unwritten is None or parallel.follows():
             return
         buffer = io.BytesIO()
         torch.save(self._unwritten, buffer)
@@ -258,6 +261,11 @@ class Run:
                     f"{self.last}: begun with {len(cuda) or 'no'} GPUs, goes on with "
                     f"{torch.cuda.device_count() or 'none'}; the bits may differ"
                 )
+            if state.get("processes", 1) != parallel.size():
+                complain(
+                    f"{self.last}: begun with {state.get('processes', 1)} processes, goes on with {parallel.size()}; "
+                    "the bits may differ"
+                )
             random.setstate(state["random"]["python"])
             np.random.set_state(state["random"]["numpy"])
             self.history = {stage: list(state["history"][stage]) for stage in self.CURVES}
@@ -267,7 +275,7 @@ class Run:
             for each, rows in self.history.items():
                 if rows:
                     write_csv(self.directory / self.CURVES[each], rows)
-                else:
+                elif not parallel.follows():
                     (self.directory / self.CURVES[each]).unlink(missing_ok=True)
             return int(state["epoch"])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -285,6 +293,10 @@ class Run:
 
     @cached_property
     def _saved(self) -> dict[str, Any] | None:
+        """What the first process reads of the directory."""
+        return parallel.from_first(self._read)
+
+    def _read(self) -> dict[str, Any] | None:
         """The newest good checkpoint as it was when the run was taken up; one that is damaged is dropped."""
         damaged = []
         for path in (self.last, self.previous):
@@ -320,7 +332,7 @@ class Run:
         """Let Ctrl-C, SIGTERM from a scheduler or SIGHUP ask for a stop after the step; a second one stops at once."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self.stop_requested:
+            if self.stop_requested and parallel.size() == 1:  # torchrun passes on what a terminal has sent already
                 raise KeyboardInterrupt
             self.stop_requested = True
 

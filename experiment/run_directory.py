@@ -26,6 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch_geometric import __version__ as pyg_version
 
+import parallel
 import utils
 from dataloader import Corpus
 from experiment.settings import RUN_FORMAT, Modalities, Settings, differences, from_json, read_json, read_run
@@ -53,6 +54,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; a number that is not finite is refused rather than written as ``NaN``."""
+    if parallel.follows():
+        return
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -63,6 +66,8 @@ def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> N
     Text that a spreadsheet would take for a formula gets a ``'`` before it. Control characters, line breaks and halves
     of surrogate pairs are escaped (``\r``), so that a row is a line.
     """
+    if parallel.follows():
+        return
     table = pd.DataFrame(rows)
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name]):
@@ -83,6 +88,8 @@ def one_line(text: str) -> str:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors, whole or not at all."""
+    if parallel.follows():
+        return
     with replacing(path) as temporary:
         temporary.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
 
@@ -111,6 +118,9 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         InputError: If another process does, or the directory cannot be made, or has a lock that is none of ours.
     """
+    if parallel.follows():
+        yield
+        return
     try:
         lock_file = directory / LOCK
         if os.path.lexists(lock_file) and (
@@ -242,6 +252,8 @@ def write_config(directory: Path, settings: Settings, corpus: Corpus, plan: Mapp
         corpus: With the splits as used.
         plan: Of several runs, the seeds and folds.
     """
+    if parallel.follows():
+        return
     begun = read_config(directory) if (directory / "config.json").exists() else {}
     path = directory / "config.json"
     write_json(
@@ -368,7 +380,7 @@ def check_same_run(directory: Path, settings: Settings, corpus: Corpus) -> None:
     Raises:
         InputError: If it is another run's.
     """
-    if unused(directory):
+    if parallel.follows() or unused(directory):
         return
     config = read_config(directory)
     path = directory / "config.json"
@@ -419,6 +431,8 @@ def prepare_directory(directory: Path, corpus: Corpus, *, resume: bool, overwrit
     Raises:
         InputError: If it is neither.
     """
+    if parallel.follows():
+        return
     if resume and not (directory / "config.json").exists():  # nothing has begun, or runs of it one by one
         known = rf"{re.escape(LOCK)}|{re.escape(LOG)}|{RUNS_WITHIN}"
         for path in directory.iterdir():
