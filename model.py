@@ -452,7 +452,7 @@ class AdversarialFusion(nn.Module):
         pairs = [
             (having(fused[m][batch.mask], batch, m, k), having(real[k], batch, m, k)) for k in self.generators if k != m
         ]
-        return torch.stack([1 - mean(F.cosine_similarity(f, x, dim=-1)) for f, x in pairs]).mean()
+        return torch.stack([mean(1 - F.cosine_similarity(f, x, dim=-1)) for f, x in pairs]).mean()
 
     def reconstruction_loss(
         self, m: str, batch: Batch, fused: Mapping[str, Tensor], real: Mapping[str, Tensor]

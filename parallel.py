@@ -12,7 +12,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -97,9 +97,11 @@ def join(device: str) -> str:
 
 def complain(text: str) -> None:
     """`files.complain`, by whichever of the processes is first to do so: all end for the same reason."""
-    with suppress(RuntimeError):  # the store is gone with torchrun
+    try:
         if _store is not None and _store.add("complaints", 1) > 1:
             return
+    except RuntimeError:  # gone, with torchrun or without it with process 0, which will have spoken
+        return
     with redirect_stderr(_stderr or sys.stderr):
         files.complain(text)
 
