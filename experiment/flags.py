@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,6 +318,22 @@ def flag_of(name: str) -> str:
     group, _, one = name.rpartition(".")
     fields = {f.name: f for f in dataclasses.fields(s.groups()[group])} if group else {}
     return fields[one].metadata["flag"] if one in fields else f"--{name.replace('_', '-')}"
+
+
+def as_flags(settings: s.Settings) -> str:
+    """The flags of a command line with these settings; what has its default is left out."""
+    words = []
+    for group, cls in s.groups().items():
+        for f in dataclasses.fields(cls):
+            value, flag = getattr(getattr(settings, group), f.name), f.metadata["flag"]
+            if not flag or value == f.default:
+                continue
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag[2:]}")
+                continue
+            text = ",".join(f"{m}:{p}" for m, p in value.items()) if isinstance(value, Mapping) else str(value)
+            words += [flag, ",".join(value) if isinstance(value, tuple) else text]
+    return shlex.join(words)
 
 
 def readme_table() -> str:

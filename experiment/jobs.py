@@ -7,6 +7,7 @@ into a file beside its run, which the process that asked for it reads along.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import sys
@@ -178,7 +179,7 @@ def pool(jobs: int, cluster: str | None) -> Iterator[Start]:
         calls = (
             joblib.delayed(call)(
                 *(str(PROJECT), name, job.module, job.function, job.arguments, str(job.directory / LOG)),
-                *(str(stop), parent),
+                *(str(stop), parent, str(Path.cwd())),
             )
             for name, job in left.items()
         )
@@ -271,23 +272,23 @@ def checked(results: Iterator[Any], address: str) -> Iterator[tuple[str, dict[st
 # Where the job is done ------------------------------------------------------------------------------------------------
 
 
-def call(
-    project: str, name: str, module: str, function: str, arguments: tuple, log: str, stop: str, parent: int | None
-) -> tuple[str, dict]:
-    """Find the project and do a job. Works without it at first, so it stands for itself."""
+def call(project: str, name: str, *job: Any) -> tuple[str, dict]:
+    """Find the project and `do` a job. Works without it at first, so it stands for itself."""
     import sys
 
     if project not in sys.path:
         sys.path.insert(0, project)
     from experiment.jobs import do
 
-    return name, do(module, function, arguments, log, stop, parent)
+    return name, do(*job)
 
 
 _alone = threading.Lock()
 
 
-def do(module: str, function: str, arguments: Sequence[Any], log: str, stop: str, parent: int | None) -> dict[str, Any]:
+def do(
+    module: str, function: str, arguments: Sequence[Any], log: str, stop: str, parent: int | None, at: str
+) -> dict[str, Any]:
     """Do a job; what goes wrong is its result.
 
     Args:
@@ -297,7 +298,13 @@ def do(module: str, function: str, arguments: Sequence[Any], log: str, stop: str
         log: Where its output goes.
         stop: The file that tells it to stop.
         parent: The process without which there is no sense in going on.
+        at: The folder that names of files start from, on this machine too.
     """
+    try:
+        os.chdir(at)
+    except OSError as error:
+        where = f"{at} on {platform.node()}"
+        return {"failed": f"{where}: {error.strerror}; the machines of a cluster share the folder", "input": True}
     if Path(stop).exists():
         return {"interrupted": "the beginning"}
     if threading.current_thread() is threading.main_thread():

@@ -10,7 +10,7 @@ import random
 import signal
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,8 @@ from experiment.run_directory import save_tensors, sweep, write_csv
 from experiment.tensorboard import Curves
 from files import InputError, InterruptedRunError, complain, printable, replacing
 
+# Is shown every epoch's row of a stage, and may end the run by raising.
+watch: Callable[[str, Mapping[str, float]], None] | None = None
 stop_file: Path | None = None  # tells the runs of this process to stop, once it is there
 MOST_STATE = 256 * 2**30  # bytes of a checkpoint; read at once
 
@@ -184,6 +186,8 @@ class Run:
             self._curves.add({stage: [row]}, self.history)
         if self._progress:
             self._progress.show(row)
+        if watch:
+            watch(stage, row)
 
     def save(self, stage: str, epoch: int, parts: Mapping[str, Any]) -> None:
         """Checkpoint after an epoch: on the disk every so many epochs, until then in memory for `flush`.
