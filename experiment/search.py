@@ -265,7 +265,10 @@ def look_back(sweep: Sweep, study: optuna.Study) -> str:
         if not done:
             return f"{len(trials)} trials, none of them finished."
         rows = [
-            {"trial": one.number, "state": one.state.name.lower(), "weighted_f1": one.value, **one.params}
+            {
+                **{"trial": one.number, "state": one.state.name.lower(), "weighted_f1": one.value},
+                **{flag.lstrip("-"): value for flag, value in one.params.items()},
+            }
             for one in trials
         ]
         write_csv(out / "trials.csv", rows)
@@ -291,12 +294,13 @@ def draw(study: optuna.Study, out: Path, *, importance: bool) -> None:
 
     from files import replacing
 
-    pictures = {"history": drawn.plot_optimization_history}
+    pictures = {"history": lambda: drawn.plot_optimization_history(study, target_name="weighted F1")}
     if importance:
-        pictures["importance"] = drawn.plot_param_importances
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        pictures["importance"] = lambda: drawn.plot_param_importances(study, evaluator, target_name="weighted F1")
     for name, picture in pictures.items():
         try:
-            axes = picture(study, target=lambda one: one.value, target_name="weighted F1")
+            axes = picture()
         except (RuntimeError, ValueError) as error:  # of trials that are all alike
             complain(f"warning: {name}.png: {error}")
             continue
