@@ -57,7 +57,7 @@ def command(capsys):
 
 
 def table(out):
-    return pd.read_csv(out / "trials.csv")
+    return pd.read_csv(out / "trials.csv", float_precision="round_trip")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_sweep_leaves_trials_that_are_runs_pictures_and_the_best_command(space
     best = trials.loc[trials["weighted_f1"].idxmax()]
     assert f"the best is trial {best['trial']}, weighted F1 {best['weighted_f1']:.2f}" in said
     line = said.splitlines()[-1]
-    assert line.startswith(f"python train_IEMOCAP.py --features {features} ") and f"--lr {best['lr']!r} " in line
+    assert line.startswith(f"python train_IEMOCAP.py --features {features} ") and f"--lr {float(best['lr'])!r} " in line
     assert {"--folds", "--report-best-test"}.isdisjoint(line.split())
     train_IEMOCAP.parse_args(line.split()[2:])  # it is a command
     assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("history", "importance"))
