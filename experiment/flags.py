@@ -77,7 +77,13 @@ class Command:
     @property
     def together(self) -> str:
         """The flags that say how runs go together, as a command line goes on with them."""
-        return f" --cluster {self.cluster}" if self.cluster else f" --jobs {self.jobs}" if self.jobs > 1 else ""
+        return (
+            f" --cluster {shlex.quote(self.cluster)}"
+            if self.cluster
+            else f" --jobs {self.jobs}"
+            if self.jobs > 1
+            else ""
+        )
 
 
 class Parser(argparse.ArgumentParser):

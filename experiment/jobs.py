@@ -25,6 +25,7 @@ from experiment import run
 from experiment.console import say
 from experiment.run_directory import LOG, PROJECT
 from files import InputError, TrainingError, complain, printable
+from parallel import LostProcessError
 from utils import out_of_memory
 
 ANSWERS_WITHIN = 5.0  # seconds a cluster may take to answer
@@ -74,7 +75,7 @@ def do_all(jobs: Mapping[str, Job], at_once: int, cluster: str | None, directory
 
     Raises:
         InputError: If nobody answers at the address, or what it needs is not installed.
-        TrainingError: If the cluster is lost.
+        LostProcessError: If the cluster is lost.
     """
     results: dict[str, dict[str, Any]] = {}
     with stop_file(directory) as stop, reading_along(jobs), pool(at_once, cluster) as start:
@@ -189,13 +190,8 @@ def pool(jobs: int, cluster: str | None) -> Iterator[Start]:
         yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, **several)(calls)
 
     if cluster:
-        with dask_client(cluster) as client, joblib.parallel_config("dask", client=client, pure=False, retries=0):
-            try:
-                yield lambda *arguments: checked(start(*arguments), cluster)
-            except TimeoutError:
-                raise InputError(
-                    f"--cluster {cluster}: has no worker; start some with: dask worker {cluster}"
-                ) from None
+        with dask_client(cluster) as client, joblib.parallel_config(dask_backend(client)):
+            yield lambda *arguments: checked(start(*arguments), cluster)
         return
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -251,22 +247,38 @@ def dask_client(address: str) -> Iterator[Any]:
             client.close(timeout=1)
 
 
+def dask_backend(client: Any) -> Any:
+    """Joblib's Dask backend, which would wait for ever for a job that Dask has given up."""
+    from joblib._dask import DaskDistributedBackend
+
+    class Backend(DaskDistributedBackend):
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            future = super().submit(func, callback)
+            future.add_done_callback(lambda done: callback(done.exception()) if done.exception() else None)
+            return future
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            if isinstance(out, BaseException):
+                raise out
+            return super().retrieve_result_callback(out)
+
+    return Backend(client=client, pure=False)
+
+
 def checked(results: Iterator[Any], address: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Results of a cluster.
 
     Raises:
-        TrainingError: If it is lost.
+        LostProcessError: If it is lost, or gives a job up.
     """
-    lost = TrainingError(f"--cluster {address}: lost")
     try:
         for result in results:
             if not isinstance(result, tuple):
-                raise lost
+                raise ConnectionError("no result")
             yield result
-    except (TrainingError, TimeoutError):
-        raise
-    except Exception as error:  # whatever distributed raises of a lost connection
-        raise TrainingError(f"{lost} ({type(error).__name__}: {printable(str(error), 200)})") from None
+    except Exception as error:  # whatever distributed raises of a lost connection, or of a job that kills its workers
+        reason = printable(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
+        raise LostProcessError(f"--cluster {address}: lost ({reason})") from None
 
 
 # Where the job is done ------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from small import BARE, corpus, features, train
@@ -166,25 +168,30 @@ def test_without_dask_the_line_says_how_to_install_it(features, tmp_path, comman
 # A cluster ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_of_a_cluster_gives_its_run_to_the_other(features, in_turn, tmp_path, monkeypatch, command):
+def test_a_killed_worker_of_a_cluster_gives_its_run_to_the_other(features, tmp_path, command):
     distributed = pytest.importorskip("distributed", reason="pip install -r requirements-scale.txt")
-    out, longer = tmp_path / "run", ["--epochs", "20"]
-    argv = ["--features", features, *QUICK, *longer, "--seeds", "0,1", "--out", out]
-    say, killed = jobs.say, []
+    out, killed = tmp_path / "run", []
+    argv = ["--features", features, *QUICK, "--epochs", "20", "--seeds", "0,1", "--out", out]
+
+    def kill_a_busy_one(workers):
+        while not (begun := sorted(out.glob("seed*/checkpoints/last.pt"))):
+            time.sleep(0.01)
+        lock = str(begun[0].parent.parent / ".lock")
+        for worker in workers:
+            pid = worker.process.pid
+            if any(os.path.realpath(fd) == lock for fd in Path(f"/proc/{pid}/fd").iterdir()):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(begun[0].parent.parent)
+
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
     ) as cluster:
-
-        def kill_its_worker(text):
-            say(text)
-            if not killed and "stage 1, epoch" in text:
-                while not (out / text.split(":")[0] / "checkpoints" / "last.pt").exists():
-                    time.sleep(0.05)
-                (process, *_) = [w.process.pid for w in cluster.workers.values() if w.process.pid]
-                killed.append(process)
-                os.kill(process, signal.SIGKILL)
-
-        monkeypatch.setattr(jobs, "say", kill_its_worker)
+        killer = threading.Thread(target=kill_a_busy_one, args=(list(cluster.workers.values()),), daemon=True)
+        killer.start()
         status, _, error = command(*argv, "--cluster", cluster.scheduler_address)
-    assert (status, error) == (0, "") and killed
+    killer.join(10)
+    assert (status, error) == (0, "") and len(killed) == 1
     assert scores(out).keys() == {"0", "1"}
+    begun = {run: (run / "log.txt").read_text().count(f"into {run}") for run in (out / "seed0", out / "seed1")}
+    assert begun[killed[0]] == 2  # it has gone on, and
+    assert len(pd.read_csv(killed[0] / "history.csv")) == 20
