@@ -23,7 +23,7 @@ lint: .venv/ready-to-test
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/ready-to-test: .venv/ready requirements-test.txt requirements-predict.txt
+.venv/ready-to-test: .venv/ready requirements-test.txt requirements-predict.txt requirements-scale.txt
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch_geometric.nn import RGCNConv
 
+import parallel
 from dataloader import Batch
 
 SHARED_CHANNELS = 8  # of the fused features, those that the modalities share
@@ -203,6 +204,7 @@ class ChannelNorm(nn.BatchNorm1d):
 
     Each modality has statistics of its own (as domain-specific batch normalisation, arXiv 1906.03950), so that neither
     means nor variances tell the modalities apart. A single utterance has none: it takes those that are known so far.
+    Of several processes each takes those of the whole batch.
 
     Shapes:
         x, result: ``[N, channels]``; where nothing is trained ``[…, channels]``.
@@ -213,6 +215,12 @@ class ChannelNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised channels; see the class."""
+        if self.training and parallel.dealt():
+            mean = parallel.together(parallel.mean_of(x.sum(0), len(x)))
+            variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x)))
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach(), self.momentum)
+            return (x - mean) / (variance + self.eps).sqrt()
         if self.training and len(x) > 1:
             return super().forward(x)
         return (x - self.running_mean) / (self.running_var + self.eps).sqrt()
@@ -579,8 +587,8 @@ def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean of all elements, 0 of none."""
-    return x.mean() if x.numel() else x.sum()
+    """The mean of all elements over the batch, 0 of none; of several processes a part of it, see `parallel`."""
+    return parallel.mean_of(x.sum(), x.numel())
 
 
 def dialogue_edges(
@@ -783,8 +791,8 @@ def emotion_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, f
     The second weight is ``(1 - p)**focal`` of the label's probability p (focal loss, arXiv 1708.02002, equation 4).
     """
     if not len(labels):
-        return 0 * logits.sum()  # a batch of dialogues without a label
+        return parallel.mean_of(0 * logits.sum(), 0)  # a batch of dialogues without a label
     each = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=LABEL_SMOOTHING)
     if focal:
         each = each * (1 - logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)) ** focal
-    return each.sum() / (len(labels) if weight is None else weight[labels].sum())
+    return parallel.mean_of(each.sum(), len(labels) if weight is None else weight[labels].sum())

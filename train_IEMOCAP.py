@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch_geometric import seed_everything
 
 import feature_files
+import parallel
 import utils
 from dataloader import (
     Batch,
@@ -38,9 +39,9 @@ from dataloader import (
     hold_out_validation,
     session_logit_adjustment,
 )
-from experiment.checks import check_before_writing, check_export
+from experiment.checks import check_alike, check_before_writing, check_export
 from experiment.console import announce, leave, say
-from experiment.corpus import read_corpus
+from experiment.corpus import NO_DATA, load_corpus
 from experiment.evaluation import best_epoch, evaluate, fused_corpus, report
 from experiment.flags import Command, parse_args
 from experiment.fusion_quality import quality_of_run
@@ -66,8 +67,9 @@ from experiment.trained import (
     standardisation,
     standardiser_file,
 )
-from files import InputError, InterruptedRunError, TrainingError, WriteError, complain, printable
+from files import InputError, InterruptedRunError, TrainingError, WriteError, printable
 from model import GANFFN, AdversarialFusion, emotion_loss
+from parallel import LostProcessError, complain
 from utils import average_weights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
@@ -104,6 +106,8 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
             held_out = out_of_fold(settings, corpus, directory, run_seed)
     except InterruptedRunError as stop:
         interrupted = str(stop)
+    if parallel.follows():
+        return {}
     figures = report(
         network,
         data,
@@ -164,8 +168,8 @@ def train_adversarial_fusion(
         started = time.perf_counter()
         fusion.train()
         losses = []
-        for step, batch in enumerate(loader, 1):
-            batch = batch.augment(**asdict(replace(settings.augmentation, noise=0.0))).to(settings.run.device)
+        for step, (_, batch) in enumerate(parallel.deal(loader, replace(settings.augmentation, noise=0.0)), 1):
+            batch = batch.to(settings.run.device)
             where = f"epoch {epoch} of stage 1, step {step}"
 
             discriminator_losses, generator_losses, norm = adversarial_step(
@@ -175,14 +179,16 @@ def train_adversarial_fusion(
             average.update_parameters(fusion.generators)
 
             losses.append(
-                {f"{m}_G_loss": terms["adversarial"].item() for m, terms in generator_losses.items()}
-                | {f"{k}_D_loss": loss.item() for k, loss in discriminator_losses.items()}
-                | {
-                    f"{m}_{name}": terms[name].item()
-                    for name in weights
-                    if name != "adversarial"
-                    for m, terms in generator_losses.items()
-                }
+                parallel.summed(
+                    {f"{m}_G_loss": terms["adversarial"].item() for m, terms in generator_losses.items()}
+                    | {f"{k}_D_loss": loss.item() for k, loss in discriminator_losses.items()}
+                    | {
+                        f"{m}_{name}": terms[name].item()
+                        for name in weights
+                        if name != "adversarial"
+                        for m, terms in generator_losses.items()
+                    }
+                )
                 | {"D_gradient_norm": utils.gradient_norm(fusion.discriminators.parameters())}
                 | {"G_gradient_norm": norm.item()}
             )
@@ -224,6 +230,7 @@ def adversarial_step(
     discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
     discriminator_optimizer.zero_grad()
     finite(sum(discriminator_losses.values()), where).backward()
+    parallel.sum_gradients(fusion.discriminators.parameters())
     discriminator_optimizer.step()
 
     # Generators: pass for the other modalities and, unlike the reference's, keep to the utterance.
@@ -232,6 +239,7 @@ def adversarial_step(
     generator_optimizer.zero_grad()
     generating = [p for group in generator_optimizer.param_groups for p in group["params"]]
     finite(loss, where).backward(inputs=generating)  # the discriminators get no gradient from this half
+    parallel.sum_gradients(generating)
     norm = finite(nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT), where, "norm of the gradients")
     generator_optimizer.step()
     return discriminator_losses, generator_losses, norm
@@ -268,8 +276,8 @@ def train_classifier(
         started = time.perf_counter()
         network.train()
         losses, norms, labels, probabilities = [], [], [], []
-        for step, batch in enumerate(loader, 1):
-            batch = batch.augment(**asdict(settings.augmentation)).to(device)
+        for step, (_, batch) in enumerate(parallel.deal(loader, settings.augmentation), 1):
+            batch = batch.to(device)
             where = f"epoch {epoch} of stage 2, step {step}"
             logits = network(batch)
             adjusted = logits
@@ -278,17 +286,19 @@ def train_classifier(
             loss = emotion_loss(adjusted[batch.labelled], batch.labels[batch.labelled], weight, flags.focal)
             optimizer.zero_grad()
             finite(loss, where).backward()
+            parallel.sum_gradients(learning)
             norm = finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
-            losses.append(loss.item())
+            losses.append(parallel.summed({"loss": loss.item()})["loss"])
             norms.append(norm.item())
             labels.append(batch.labels[batch.labelled].cpu())
             probabilities.append(logits.detach()[batch.labelled].softmax(-1).cpu())
             run.stop_here(where)
         finite_weights(network, where)
-        train_f1 = utils.weighted_f1(torch.cat(labels).numpy(), torch.cat(probabilities).numpy())
+        every = (torch.cat(parallel.gathered(parts)).numpy() for parts in (labels, probabilities))
+        train_f1 = utils.weighted_f1(*every)
         row = {"epoch": epoch, "train_loss": float(np.mean(losses)), "train_weighted_f1": train_f1}
         for split in ("valid", *(["test"] if settings.run.report_best_test else [])):
             if split in data:
@@ -309,23 +319,6 @@ def train_classifier(
 
 # Around the method ----------------------------------------------------------------------------------------------------
 
-NO_DATA = f"""\
-no feature file. Put one into IEMOCAP_features/ and name it:
-  python {Path(__file__).name} --features IEMOCAP_features/IEMOCAP_features.pkl
-To fetch the public IEMOCAP features there:
-  python {Path(__file__).name} --download
-IEMOCAP_features/README.md says where other public files are and how to make one. To try GAN-FFN without data:
-  python {Path(__file__).name} --demo"""
-
-
-def load_corpus(settings: Settings, needs: Sequence[str] = ("train", "test")) -> Corpus:
-    """The corpus that the settings name, with the splits it needs at least."""
-    if settings.data.demo:
-        say("*** SYNTHETIC CORPUS: made-up dialogues of IEMOCAP's shape. Its scores say nothing about real ones. ***")
-    elif not settings.data.features:
-        raise InputError(NO_DATA)
-    return read_corpus(settings.data, needs)
-
 
 def evaluate_run(command: Command) -> None:
     """Score a finished run again, or those of several seeds as one, on its own feature file or on another alike."""
@@ -342,7 +335,7 @@ def evaluate_run(command: Command) -> None:
     if command.export_fused:
         check_export(settings, corpus, command.export_fused)
     say(rescore(command, settings, corpus))
-    if command.export_fused:
+    if command.export_fused and not parallel.follows():
         export_fused(directory, corpus, settings, command.export_fused)
 
 
@@ -366,21 +359,23 @@ def train(command: Command) -> int:
     runs = plan(settings, corpus, command.seeds, command.folds, command.folds_over)
     check_before_writing(command, [run.corpus for run in runs])
     data = "demo" if settings.data.demo else Path(settings.data.features).stem
-    name = f"{printable(data, 80)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = parallel.from_first(lambda: f"{printable(data, 80)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    check_alike(command, corpus)
     directory = Path(command.resume or command.out or f"runs/{name}")
-    go_on = f"To go on: python {Path(__file__).name} --resume {shlex.quote(str(directory))}"
+    go_on = f"To go on: {parallel.launcher()} {Path(__file__).name} --resume {shlex.quote(str(directory))}"
+    go_on += command.together
     try:
         with locked(directory):
             prepare_directory(directory, corpus, resume=bool(command.resume), overwrite=command.overwrite)
             if runs[0].name:
                 several = {"seeds": command.seeds, "folds": command.folds, "folds_over": command.folds_over}
                 write_config(directory, settings, corpus, several)
-            figures = train_plan(runs, directory, run_seed)
+            figures = train_plan(runs, directory, run_seed, command.jobs, command.cluster)
             if runs[0].name:
                 leave_a_look(directory, settings.run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped at once. {go_on}") from None
-    except WriteError as error:
+    except (WriteError, LostProcessError) as error:
         raise TrainingError(f"{error}. What was finished is kept. {go_on}") from None
     if "interrupted" in figures:
         complain(f"Interrupted at {figures['interrupted']}. {go_on}")
@@ -399,6 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.download:
             return feature_files.main(["download", command.download])
         settings = command.settings.replace(run__device=utils.choose_device(command.settings.run.device))
+        settings = settings.replace(run__device=parallel.join(settings.run.device))
         command = replace(command, settings=settings)
         if command.evaluate:
             evaluate_run(command)

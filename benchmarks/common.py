@@ -27,6 +27,7 @@ from experiment.evaluation import evaluate
 from experiment.flags import HelpFormatter, Parser, add_settings, flag_type
 from experiment.settings import Settings, contradiction, parse_folds, parse_seeds
 from experiment.start import ending as ending
+from files import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPT = PROJECT / "train_IEMOCAP.py"

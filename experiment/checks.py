@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+import parallel
 from dataloader import Corpus, Standardiser, hold_out_validation
-from experiment.flags import Command
+from experiment.flags import Command, flag_of
 from experiment.plan import calibration_folds
 from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
-from experiment.settings import Settings
+from experiment.settings import FREE_ON_RESUME, Settings, flat
 from experiment.trained import build_network, fusion_weights, load_standardiser, load_weights, shape_of
 from files import InputError
 
@@ -100,6 +101,15 @@ def memory() -> int:
     return min(bounds)
 
 
+def bytes_of_network(settings: Settings, shape: Mapping[str, Any], copies: int) -> int:
+    """What so many copies of a network's weights take, without making one."""
+    cpu, device = torch.get_rng_state(), torch.device("meta")
+    with device:
+        network = build_network(shape, settings.fusion, settings.classifier)
+    torch.set_rng_state(cpu)
+    return 4 * copies * sum(p.numel() for p in (*network.parameters(), *network.buffers()))
+
+
 def check_memory(settings: Settings, shape: Mapping[str, Any], *, training: bool = True) -> None:
     """Refuse a network that the machine has no memory for, before the system kills what asks for it.
 
@@ -107,18 +117,45 @@ def check_memory(settings: Settings, shape: Mapping[str, Any], *, training: bool
         InputError: If its weights alone do not fit, or in training the six copies of them: gradients, two moments of
             the optimizer, the average and the best, besides themselves.
     """
-    cpu, device = torch.get_rng_state(), torch.device("meta")
-    with device:
-        network = build_network(shape, settings.fusion, settings.classifier)
-    torch.set_rng_state(cpu)
-    parameters = sum(p.numel() for p in (*network.parameters(), *network.buffers()))
-    needed, there = parameters * 4 * (6 if training else 1), memory()
+    copies = 6 if training else 1
+    needed, there = bytes_of_network(settings, shape, copies), memory()
     if needed > there:
         raise InputError(
             f"--fused-channels {settings.fusion.channels}, {settings.classifier.graph_layers} graph layers, "
-            f"{shape['num_speakers']} speakers: {parameters:,} parameters take {needed / 1e9:,.0f} GB and the machine "
-            f"has {there / 1e9:,.0f}; lower --fused-channels, --graph-layers or --speaker-layers"
+            f"{shape['num_speakers']} speakers: {needed // (4 * copies):,} parameters take {needed / 1e9:,.0f} GB and "
+            f"the machine has {there / 1e9:,.0f}; lower --fused-channels, --graph-layers or --speaker-layers"
         )
+
+
+PROCESS = 450 * 10**6  # bytes that Python, torch and the rest take in each process, measured with --jobs 2 on the CPU
+
+
+def check_jobs(jobs: int, settings: Settings, corpus: Corpus) -> None:
+    """Refuse more runs at a time than the machine has memory for.
+
+    Raises:
+        InputError: If packages, data and the copies of the weights alone do not fit so often; it says how often.
+    """
+    data = sum(x.nbytes for dialogue in corpus.dialogues.values() for x in dialogue.features.values())
+    each, there = PROCESS + 2 * data + bytes_of_network(settings, shape_of(corpus), 6), memory()
+    if jobs > 1 and jobs * each > there:
+        raise InputError(
+            f"--jobs {jobs}: so many runs take at least {jobs * each / 1e9:,.0f} GB and the machine has "
+            f"{there / 1e9:,.0f}; at most --jobs {max(1, there // each)}"
+        )
+
+
+def check_alike(command: Command, corpus: Corpus) -> None:
+    """Refuse processes of one run that are about to do different things.
+
+    Raises:
+        InputError: If flags or data differ between them, or each were to start processes of its own.
+    """
+    if parallel.size() > 1 and command.together:
+        raise InputError(f"torchrun: leave out{command.together}: one run takes all processes already")
+    settings = {flag_of(name): value for name, value in flat(command.settings).items() if name not in FREE_ON_RESUME}
+    plan = {"--seeds": command.seeds, "--folds": command.folds, "--folds-over": command.folds_over}
+    parallel.agree({**settings, **plan, "data with SHA-256": corpus.sha256[:12], "torch": torch.__version__})
 
 
 def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
@@ -131,6 +168,7 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
     if command.overwrite and command.out and not command.resume and marked(Path(command.out)):
         check_replaceable(Path(command.out))
     check_memory(settings, shape_of(corpus))
+    check_jobs(min(command.jobs, len(parts)), settings, corpus)
     for part in parts:
         held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
         if settings.run.calibrate:

@@ -6,9 +6,25 @@ from collections.abc import Sequence
 
 import feature_files
 from dataloader import Corpus, cross_validation
-from experiment.settings import DataSettings
+from experiment.console import say
+from experiment.settings import DataSettings, Settings
 from files import InputError
 from synthetic import synthetic_corpus
+
+NO_DATA = """\
+no feature file. Put one into IEMOCAP_features/ and name it:
+  python train_IEMOCAP.py --features IEMOCAP_features/IEMOCAP_features.pkl
+To fetch the public IEMOCAP features there:
+  python train_IEMOCAP.py --download
+IEMOCAP_features/README.md says where other public files are and how to make one. To try GAN-FFN without data:
+  python train_IEMOCAP.py --demo"""
+
+
+def load_corpus(settings: Settings, needs: Sequence[str] = ("train", "test")) -> Corpus:
+    """As `read_corpus`, for a run: a synthetic corpus is announced as what it is."""
+    if settings.data.demo:
+        say("*** SYNTHETIC CORPUS: made-up dialogues of IEMOCAP's shape. Its scores say nothing about real ones. ***")
+    return read_corpus(settings.data, needs)
 
 
 def read_corpus(data: DataSettings, needs: Sequence[str] = ()) -> Corpus:
@@ -33,7 +49,7 @@ def read_corpus(data: DataSettings, needs: Sequence[str] = ()) -> Corpus:
             needs=needs,
         )
     else:
-        raise InputError("no feature file is named; give --features FILE, or --demo")
+        raise InputError(NO_DATA)
     if data.fold:
         folds, over, name = data.fold
         parts = cross_validation(corpus, folds, over)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class Command:
         seeds: Of several runs.
         folds: Of cross-validation.
         folds_over: Which dialogues are folded.
+        jobs: How many runs at a time.
+        cluster: Address of the Dask scheduler that takes them.
         evaluate: The run to score again.
         given: Names of the settings that the command line itself named.
         export_fused: Where fused features go.
@@ -64,10 +67,23 @@ class Command:
     seeds: tuple[int, ...] | None = None
     folds: str | int | None = None
     folds_over: str = "all"
+    jobs: int = 1
+    cluster: str | None = None
     evaluate: str | None = None
     export_fused: str | None = None
     download: str | None = None
     given: frozenset[str] = frozenset()
+
+    @property
+    def together(self) -> str:
+        """The flags that say how runs go together, as a command line goes on with them."""
+        return (
+            f" --cluster {shlex.quote(self.cluster)}"
+            if self.cluster
+            else f" --jobs {self.jobs}"
+            if self.jobs > 1
+            else ""
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -136,6 +152,28 @@ def add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None = N
                 target.add_argument(*about["aliases"], help=argparse.SUPPRESS, **options)
 
 
+def add_jobs(target: Any, what: str) -> None:
+    """Give a parser, or a group of it, the flags of `experiment.jobs`.
+
+    Args:
+        target: Gets them.
+        what: What goes together.
+    """
+    target.add_argument(
+        "--jobs",
+        type=flag_type(s.Number(int, 1, 1000).parse),
+        metavar="N",
+        default=1,
+        help=f"{what} at a time, in processes that share the cores out",
+    )
+    target.add_argument(
+        "--cluster",
+        type=flag_type(s.Text().parse),
+        metavar="ADDRESS",
+        help=f"{what} on the workers of the Dask scheduler at ADDRESS, such as tcp://node1:8786 (docs/scale.md)",
+    )
+
+
 def build_parser() -> Parser:
     """All flags, grouped as the method is. Those of the reference keep their names."""
     parser = Parser(
@@ -165,7 +203,8 @@ def build_parser() -> Parser:
         metavar="RUN",
         nargs="?",
         const=True,
-        help="go on with a run that was stopped: RUN, or that of --out",
+        help="go on with a run that was stopped: RUN, or that of --out, which begins if there is none; with --seeds or "
+        "--folds, also gather runs that were made one by one",
     )
     what.add_argument("--seeds", type=flag_type(s.parse_seeds), metavar="LIST", help="several runs, such as 0,1,2")
     what.add_argument(
@@ -181,6 +220,7 @@ def build_parser() -> Parser:
         default="all",
         help="train: cross-validation within the training split, to choose flags without a look at the test split",
     )
+    add_jobs(what, "runs of --seeds and --folds")
     what.add_argument(
         "--evaluate",
         type=flag_type(s.FileName().parse),
@@ -215,7 +255,16 @@ def parse_args(argv: Sequence[str] | None = None) -> Command:
     config = given.pop("config")
     try:
         if given["resume"] is not None:
-            return _resumed(parser, given, chosen, config)
+            if given["resume"] is True:
+                given["resume"] = given["out"] or parser.error(
+                    "--resume: name the run, or give its directory with --out"
+                )
+                several = True  # and if nothing is there yet, it begins: the same command always goes on
+            else:
+                several = (given["seeds"] or given["folds"]) and Path(given["resume"]).is_dir()
+            if not several or (Path(given["resume"]) / "config.json").exists():
+                return _resumed(parser, given, chosen, config)
+            given["out"] = given["resume"]  # runs that others began one by one are gathered
         base = s.from_file(Path(config)) if config else s.Settings()
     except InputError as error:
         parser.error(str(error))
@@ -227,6 +276,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Command:
         if stray or config:
             words = ", ".join(map(flag_of, sorted(stray))) or "--config"
             parser.error(f"--evaluate takes its flags from the run: leave out {words}")
+    if problem := jobs_problem(given):
+        parser.error(problem)
     if given["export_fused"] and (given["seeds"] or given["folds"]):
         parser.error("--export-fused writes the features of one run: use --seed, or --evaluate RUN/seed0 afterwards")
     return Command(settings, **given, given=frozenset(chosen))
@@ -234,10 +285,6 @@ def parse_args(argv: Sequence[str] | None = None) -> Command:
 
 def _resumed(parser: Parser, given: dict[str, Any], chosen: Mapping[str, Any], config: str | None) -> Command:
     """The command of the run to resume; what is given beside ``--resume`` must say the same."""
-    if given["resume"] is True:
-        given["resume"] = given["out"]
-    if not given["resume"]:
-        parser.error("--resume: name the run, or give its directory with --out")
     path = Path(given["resume"]) / "config.json"
     config_of_run = s.read_run(path)
     settings = s.from_json(config_of_run["settings"], str(path))
@@ -258,7 +305,18 @@ def _resumed(parser: Parser, given: dict[str, Any], chosen: Mapping[str, Any], c
         parser.error(f"--resume {given['resume']}: the run was begun with other flags: {words}; leave them out")
     free = {name.replace(".", "__"): value for name, value in chosen.items() if name in s.FREE_ON_RESUME}
     given |= {"seeds": seeds, "folds": folds, "folds_over": over, "out": given["resume"]}
+    if problem := jobs_problem(given):
+        parser.error(problem)
     return Command(settings.replace(**free), **given, given=frozenset(chosen))
+
+
+def jobs_problem(given: Mapping[str, Any]) -> str | None:
+    """What is wrong with how runs are to go together; None if nothing is."""
+    if given["jobs"] > 1 and given["cluster"]:
+        return "--jobs and --cluster exclude each other: a cluster has as many runs at a time as it has workers"
+    if (given["jobs"] > 1 or given["cluster"]) and not (given["seeds"] or given["folds"]):
+        return f"--{'cluster' if given['cluster'] else 'jobs'} is for several runs: add --seeds or --folds"
+    return None
 
 
 def flag_of(name: str) -> str:
@@ -266,6 +324,22 @@ def flag_of(name: str) -> str:
     group, _, one = name.rpartition(".")
     fields = {f.name: f for f in dataclasses.fields(s.groups()[group])} if group else {}
     return fields[one].metadata["flag"] if one in fields else f"--{name.replace('_', '-')}"
+
+
+def as_flags(settings: s.Settings) -> str:
+    """The flags of a command line with these settings; what has its default is left out."""
+    words = []
+    for group, cls in s.groups().items():
+        for f in dataclasses.fields(cls):
+            value, flag = getattr(getattr(settings, group), f.name), f.metadata["flag"]
+            if not flag or value == f.default:
+                continue
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag[2:]}")
+                continue
+            text = ",".join(f"{m}:{p}" for m, p in value.items()) if isinstance(value, Mapping) else str(value)
+            words += [flag, ",".join(value) if isinstance(value, tuple) else text]
+    return shlex.join(words)
 
 
 def readme_table() -> str:

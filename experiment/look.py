@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import parallel
 from dataloader import Dialogue
 from experiment.insight import Insight, gather, several
 from experiment.settings import RunSettings
@@ -23,7 +24,7 @@ def leave_a_look(
         network: With the weights that are reported on.
         dialogues: The test split, standardised.
     """
-    if not settings.pictures and not settings.tensorboard:
+    if parallel.follows() or not (settings.pictures or settings.tensorboard):
         return
     scored = (directory / "report.json").exists() or bool(several(directory))
     try:

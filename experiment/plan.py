@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import platform
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+import parallel
 import utils
 from dataloader import IGNORE_LABEL, Corpus, cross_validation
 from experiment.console import say
+from experiment.corpus import load_corpus
+from experiment.jobs import Job, do_all
 from experiment.run_directory import check_same_run, drop_states, locked, read_report, write_json
-from experiment.settings import Settings
-from files import InputError, InterruptedRunError, read_text
+from experiment.settings import Settings, from_json
+from files import InputError, InterruptedRunError, TrainingError, read_text
 
 Figures = Mapping[str, Any]
 LEAST = 5e-7  # half of the last of 6 decimals
@@ -54,7 +61,11 @@ def plan(
 
 
 def train_plan(
-    runs: Sequence[PlannedRun], directory: Path, train: Callable[[Settings, Corpus, Path], Figures]
+    runs: Sequence[PlannedRun],
+    directory: Path,
+    train: Callable[[Settings, Corpus, Path], Figures],
+    at_once: int = 1,
+    cluster: str | None = None,
 ) -> Figures:
     """Train every run that is not finished, and summarise folds and seeds.
 
@@ -62,18 +73,23 @@ def train_plan(
         runs: The plan.
         directory: Its directory, which the caller holds.
         train: Trains one run and returns what its ``report.json`` holds.
+        at_once: How many runs at a time, each in a process of its own where there are several.
+        cluster: Address of a Dask scheduler that takes them instead.
 
     Returns:
         The figures of the only run, or the means of several; with ``interrupted`` where the plan was stopped.
+
+    Raises:
+        InputError, TrainingError: If a run fails; of several at a time, after the others.
     """
     finished: dict[str, Figures] = {}
+    if runs[0].name and (at_once > 1 or cluster):
+        return train_at_once(runs, directory, train, at_once, cluster)
     for run in runs:
         if not run.name:
             return train_or_read(run, directory, train)
         say(", ".join(part[0].upper() + part[1:] for part in spoken(run.name)))
-        with locked(directory / run.name):
-            check_same_run(directory / run.name, run.settings, run.corpus)
-            figures = train_or_read(run, directory / run.name, train)
+        figures = train_in_plan(run, directory / run.name, train)
         if "interrupted" in figures:
             summarise_tree(directory, finished)
             return figures
@@ -81,15 +97,78 @@ def train_plan(
     return summarise_tree(directory, finished)
 
 
+def train_at_once(
+    runs: Sequence[PlannedRun],
+    directory: Path,
+    train: Callable[[Settings, Corpus, Path], Figures],
+    at_once: int,
+    cluster: str | None,
+) -> Figures:
+    """`train_plan`, several runs at a time, each by the function ``run_seed`` of the script that `train` is of."""
+    if at_once > len(runs):
+        say(f"--jobs {at_once}: there are {len(runs)} runs, so {len(runs)} at a time")
+        at_once = len(runs)
+    script = Path(sys.modules[train.__module__].__file__).stem  # it may be running as __main__
+    arguments = {run.name: (script, dataclasses.asdict(run.settings), run.name, run.corpus.sha256) for run in runs}
+    work = {
+        name: Job(__name__, "train_elsewhere", (*each, str(directory / name)), directory / name)
+        for name, each in arguments.items()
+    }
+    results = do_all(work, at_once, cluster, directory)
+    failed = {name: result for name, result in results.items() if "failed" in result}
+    stopped = [name for name in work if "interrupted" in results[name]]
+    finished = {name: results[name] for name in work if name not in failed and name not in stopped}
+    means = summarise_tree(directory, finished)
+    if stopped:
+        return {**means, "interrupted": f"{stopped[0]}, {results[stopped[0]]['interrupted']}"}
+    if failed:
+        reasons = "; ".join(f"{name}: {result['failed']}" for name, result in failed.items())
+        kind = InputError if all(result.get("input") for result in failed.values()) else TrainingError
+        raise kind(f"{len(failed)} of {len(runs)} runs failed, the others are finished: {reasons:.1500}")
+    return means
+
+
+def train_elsewhere(script: str, settings: Mapping[str, Any], name: str, sha256: str, directory: str) -> Figures:
+    """A run of a plan, in a process that has its own data.
+
+    Args:
+        script: The module that has the method; it is above this room, so it goes by its name.
+        settings: Of the run.
+        name: Of the run.
+        sha256: Of the data it is meant for.
+        directory: Of the run.
+
+    Raises:
+        InputError: If the data are others here.
+    """
+    one = from_json(settings, name)
+    utils.choose_determinism(one.run.deterministic)
+    corpus = load_corpus(one)
+    if corpus.sha256 != sha256:
+        raise InputError(
+            f"{corpus.name}: other data on {platform.node()} than where the runs were begun; copy the file"
+        )
+    return train_in_plan(PlannedRun(name, one, corpus), Path(directory), import_module(script).run_seed)
+
+
+def train_in_plan(run: PlannedRun, directory: Path, train: Callable[[Settings, Corpus, Path], Figures]) -> Figures:
+    """The figures of a run that is one of several, in its own directory."""
+    with locked(directory):
+        check_same_run(directory, run.settings, run.corpus)
+        return train_or_read(run, directory, train)
+
+
 def train_or_read(run: PlannedRun, directory: Path, train: Callable[[Settings, Corpus, Path], Figures]) -> Figures:
     """The figures of a run, trained unless it is finished already."""
-    path = directory / "report.json"
-    figures = read_report(directory) if path.exists() else {"interrupted": None}
+    figures = parallel.from_first(
+        lambda: read_report(directory) if (directory / "report.json").exists() else {"interrupted": None}
+    )
     if "interrupted" in figures:
-        figures = train(run.settings, run.corpus, directory)
+        trained = train(run.settings, run.corpus, directory)
+        figures = parallel.from_first(lambda: trained)
     else:
         say(finished_text(directory, figures))
-    if "interrupted" not in figures:
+    if "interrupted" not in figures and not parallel.follows():
         drop_states(directory)
     return figures
 
@@ -135,9 +214,11 @@ def out_of_fold(
         figures = train_or_read(PlannedRun(fold, one, part), folder / fold, train)
         if "interrupted" in figures:
             raise InterruptedRunError(f"calibration, fold {fold}: {figures['interrupted']}")
-        test = read_predictions(folder / fold)
-        found.append((test["label"].to_numpy(), test.filter(regex="^p_").to_numpy()))
-    shutil.rmtree(folder)
+        if not parallel.follows():
+            test = read_predictions(folder / fold)
+            found.append((test["label"].to_numpy(), test.filter(regex="^p_").to_numpy()))
+    if not parallel.follows():
+        shutil.rmtree(folder)
     return found
 
 

@@ -8,8 +8,9 @@ import io
 import math
 import random
 import signal
+import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import parallel
 from experiment.console import Progress
 from experiment.run_directory import save_tensors, sweep, write_csv
 from experiment.tensorboard import Curves
 from files import InputError, InterruptedRunError, complain, printable, replacing
 
+# Is shown every epoch's row of a stage, and may end the run by raising.
+watch: Callable[[str, Mapping[str, float]], None] | None = None
+stop_file: Path | None = None  # tells the runs of this process to stop, once it is there
 MOST_STATE = 256 * 2**30  # bytes of a checkpoint; read at once
 
 
@@ -120,13 +125,14 @@ class Run:
         self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in self.CURVES}
         self.stop_requested = False
         self.checkpoints = directory / "checkpoints"
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out {directory}: cannot be written ({error.strerror}); choose another") from None
-        sweep(directory)
+        if not parallel.follows():
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--out {directory}: cannot be written ({error.strerror}); choose another") from None
+            sweep(directory)
         self.best: dict[str, Tensor] = {}
-        self._curves = Curves(directory) if tensorboard else None
+        self._curves = Curves(directory) if tensorboard and not parallel.follows() else None
         self._checkpoint_every = checkpoint_every
         self._unwritten: dict[str, Any] | None = None
         self._progress: Progress | None = None
@@ -162,7 +168,7 @@ class Run:
         Raises:
             InterruptedRunError: If so; it says where.
         """
-        if self.stop_requested:
+        if parallel.anywhere(self.stop_requested or bool(stop_file and stop_file.exists())):
             raise InterruptedRunError(where)
 
     def keep(self, weights: Mapping[str, Tensor]) -> None:
@@ -180,6 +186,8 @@ class Run:
             self._curves.add({stage: [row]}, self.history)
         if self._progress:
             self._progress.show(row)
+        if watch:
+            watch(stage, row)
 
     def save(self, stage: str, epoch: int, parts: Mapping[str, Any]) -> None:
         """Checkpoint after an epoch: on the disk every so many epochs, until then in memory for `flush`.
@@ -202,6 +210,7 @@ class Run:
             },
             "history": self.history,
             "best": self.best,
+            "processes": parallel.size(),
         }
         self._unwritten = state
         if epoch % self._checkpoint_every == 0:
@@ -211,7 +220,7 @@ class Run:
 
     def flush(self) -> None:
         """Write the newest checkpoint, if it is in memory only; the one that was newest stays beside it."""
-        if self._unwritten is None:
+        if self._unwritten is None or parallel.follows():
             return
         buffer = io.BytesIO()
         torch.save(self._unwritten, buffer)
@@ -256,6 +265,11 @@ class Run:
                     f"{self.last}: begun with {len(cuda) or 'no'} GPUs, goes on with "
                     f"{torch.cuda.device_count() or 'none'}; the bits may differ"
                 )
+            if state.get("processes", 1) != parallel.size():
+                complain(
+                    f"{self.last}: begun with {state.get('processes', 1)} processes, goes on with {parallel.size()}; "
+                    "the bits may differ"
+                )
             random.setstate(state["random"]["python"])
             np.random.set_state(state["random"]["numpy"])
             self.history = {stage: list(state["history"][stage]) for stage in self.CURVES}
@@ -265,7 +279,7 @@ class Run:
             for each, rows in self.history.items():
                 if rows:
                     write_csv(self.directory / self.CURVES[each], rows)
-                else:
+                elif not parallel.follows():
                     (self.directory / self.CURVES[each]).unlink(missing_ok=True)
             return int(state["epoch"])
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -283,6 +297,10 @@ class Run:
 
     @cached_property
     def _saved(self) -> dict[str, Any] | None:
+        """What the first process reads of the directory."""
+        return parallel.from_first(self._read)
+
+    def _read(self) -> dict[str, Any] | None:
         """The newest good checkpoint as it was when the run was taken up; one that is damaged is dropped."""
         damaged = []
         for path in (self.last, self.previous):
@@ -318,11 +336,12 @@ class Run:
         """Let Ctrl-C, SIGTERM from a scheduler or SIGHUP ask for a stop after the step; a second one stops at once."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self.stop_requested:
+            if self.stop_requested and parallel.size() == 1:  # torchrun passes on what a terminal has sent already
                 raise KeyboardInterrupt
             self.stop_requested = True
 
-        before = {s: signal.signal(s, ask) for s in stops()}
+        main = threading.current_thread() is threading.main_thread()  # elsewhere `stop_file` alone tells
+        before = {s: signal.signal(s, ask) for s in stops()} if main else {}
         try:
             yield
         except Exception:

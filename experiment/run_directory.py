@@ -26,12 +26,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch_geometric import __version__ as pyg_version
 
+import parallel
 import utils
 from dataloader import MOST_SPEAKERS, Corpus
 from experiment.settings import RUN_FORMAT, Modalities, Settings, differences, from_json, read_json, read_run
 from files import InputError, complain, is_leftover, printable, read_text, replacing
 
 LOCK = ".lock"  # in a run directory, while a process works on it
+LOG = "log.txt"  # in a run directory, what a run said that had no terminal
 REPLACED = ".replaced"  # in a run directory, what --overwrite is about to delete
 # All that a run writes, so that --overwrite knows a run from another folder: a file that a run gets is named here.
 PICTURES = (
@@ -39,7 +41,7 @@ PICTURES = (
     *("emotion_timeline", "fused_features", "last_layer", "spread"),
 )
 RUN_FILES = (
-    r"config\.json|report\.(txt|json|html)|summary\.json|predictions\.csv|GAN_loss\.csv|history\.csv",
+    r"config\.json|log\.txt|report\.(txt|json|html)|summary\.json|predictions\.csv|GAN_loss\.csv|history\.csv",
     rf"({'|'.join(PICTURES)})\.(png|pdf|svg)",
     r"checkpoints/[a-z]+\.(pt|safetensors)|tensorboard/(mean[a-z_]*/)?events\.[^/]+",
     r"tensorboard/(projector_config\.pbtxt|00000/[a-z_]+/(metadata|tensors)\.tsv)",
@@ -52,6 +54,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; a number that is not finite is refused rather than written as ``NaN``."""
+    if parallel.follows():
+        return
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -62,6 +66,8 @@ def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> N
     Text that a spreadsheet would take for a formula gets a ``'`` before it. Control characters, line breaks and halves
     of surrogate pairs are escaped (``\r``), so that a row is a line.
     """
+    if parallel.follows():
+        return
     table = pd.DataFrame(rows)
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name]):
@@ -90,6 +96,8 @@ def unguarded(text: str) -> str:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors, whole or not at all."""
+    if parallel.follows():
+        return
     with replacing(path) as temporary:
         temporary.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
 
@@ -118,6 +126,9 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         InputError: If another process does, or the directory cannot be made, or has a lock that is none of ours.
     """
+    if parallel.follows():
+        yield
+        return
     try:
         lock_file = directory / LOCK
         if os.path.lexists(lock_file) and (
@@ -150,8 +161,8 @@ def sweep(directory: Path) -> None:
 
 
 def unused(directory: Path) -> bool:
-    """Whether nothing is in a directory, but for a lock and for what a killed process left half-written."""
-    return all(path.name == LOCK or is_leftover(path) for path in directory.iterdir())
+    """Whether nothing is in a directory, but for a lock, a log and what a killed process left half-written."""
+    return all(path.name in (LOCK, LOG) or is_leftover(path) for path in directory.iterdir())
 
 
 def check_replaceable(directory: Path) -> None:
@@ -251,6 +262,8 @@ def write_config(directory: Path, settings: Settings, corpus: Corpus, plan: Mapp
         corpus: With the splits as used.
         plan: Of several runs, the seeds and folds.
     """
+    if parallel.follows():
+        return
     begun = read_config(directory) if (directory / "config.json").exists() else {}
     path = directory / "config.json"
     write_json(
@@ -376,7 +389,7 @@ def check_same_run(directory: Path, settings: Settings, corpus: Corpus) -> None:
     Raises:
         InputError: If it is another run's.
     """
-    if unused(directory):
+    if parallel.follows() or unused(directory):
         return
     config = read_config(directory)
     path = directory / "config.json"
@@ -389,9 +402,13 @@ def check_same_run(directory: Path, settings: Settings, corpus: Corpus) -> None:
         raise InputError(f"{path}: a run on other data; move {directory} away, or choose another --out")
 
 
-@cache
 def versions() -> dict[str, str]:
-    """What a run's bits depend on besides data and settings."""
+    """What a run's bits depend on besides data and settings; the number of threads orders its sums."""
+    return {**_code_and_packages(), "threads": str(torch.get_num_threads())}
+
+
+@cache
+def _code_and_packages() -> dict[str, str]:
     files = sorted([*PROJECT.glob("*.py"), *PROJECT.glob("experiment/*.py"), *PROJECT.glob("feature_files/*.py")])
     return {
         "code": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12],
@@ -423,7 +440,14 @@ def prepare_directory(directory: Path, corpus: Corpus, *, resume: bool, overwrit
     Raises:
         InputError: If it is neither.
     """
-    if resume:
+    if parallel.follows():
+        return
+    if resume and not (directory / "config.json").exists():  # nothing has begun, or runs of it one by one
+        known = rf"{re.escape(LOCK)}|{re.escape(LOG)}|{RUNS_WITHIN}"
+        for path in directory.iterdir():
+            if path.is_symlink() or not (is_leftover(path) or re.fullmatch(known, path.name)):
+                raise InputError(f"{path}: none of a run's, and {directory} has no config.json; choose another --out")
+    elif resume:
         begun = read_config(directory)
         trained_on = begun["features"]["sha256"]
         if trained_on != corpus.sha256:

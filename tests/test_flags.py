@@ -172,6 +172,8 @@ SHOWN_BY = {
     "--seeds": "test_train.py::test_several_seeds_are_summarised",
     "--folds": "test_train.py::test_sessions_are_left_out_in_turn",
     "--folds-over": "test_train.py::test_sessions_are_left_out_in_turn",
+    "--jobs": "test_jobs.py::test_jobs_have_the_bits_of_one_after_the_other",
+    "--cluster": "test_jobs.py::test_a_killed_worker_of_a_cluster_gives_its_run_to_the_other",
     "--evaluate": "test_train.py::test_scoring_a_finished_run_again_gives_the_same_numbers",
     "--export-fused": "test_train.py::test_fused_features_load_as_the_field_loads_them",
     "--download": "test_download.py::test_",

@@ -1,0 +1,349 @@
+"""Independent runs, several at a time: joblib takes them to processes of this machine or to a Dask cluster.
+
+A job is a function of a module, by name, and plain arguments; data are read where the job runs. What a job says goes
+into a file beside its run, which the process that asked for it reads along.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from experiment import run
+from experiment.console import say
+from experiment.run_directory import LOG, PROJECT
+from files import InputError, TrainingError, complain, printable
+from parallel import LostProcessError
+from utils import out_of_memory
+
+ANSWERS_WITHIN = 5.0  # seconds a cluster may take to answer
+WORKERS_WITHIN = 60.0  # seconds it may take to have a worker
+SPOKEN = re.compile(r"stage \d, epoch|To calibrate|trial |warning: ")  # what of a job's lines is shown
+INSTALL = "install it with: pip install -r requirements-scale.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done elsewhere.
+
+    Attributes:
+        module: Of the function.
+        function: Its name.
+        arguments: Of the function; plain values.
+        directory: Where `LOG` is written.
+    """
+
+    module: str
+    function: str
+    arguments: tuple[Any, ...]
+    directory: Path
+
+
+def cores_for(jobs: int) -> int:
+    """Threads of each of so many processes: what OMP_NUM_THREADS says, or an even share of the cores."""
+    from joblib import cpu_count
+
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if re.fullmatch(r"[1-9]\d{0,3}", said) else max(1, cpu_count() // jobs)
+
+
+def do_all(jobs: Mapping[str, Job], at_once: int, cluster: str | None, directory: Path) -> dict[str, dict[str, Any]]:
+    """Do every job, so many at a time; the failure of one stops no other.
+
+    Ctrl-C lets each stop after its step; a second one stops all at once.
+
+    Args:
+        jobs: By name.
+        at_once: How many, in processes of this machine.
+        cluster: Address of a Dask scheduler instead; it has as many at a time as it has workers.
+        directory: For what tells the jobs to stop; the cluster's workers see it too.
+
+    Returns:
+        By name what the job returned: ``{"interrupted": where}`` if it was stopped, ``{"failed": why}`` if it failed.
+
+    Raises:
+        InputError: If nobody answers at the address, or what it needs is not installed.
+        LostProcessError: If the cluster is lost.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    with stop_file(directory) as stop, reading_along(jobs), pool(at_once, cluster) as start:
+        while left := {name: job for name, job in jobs.items() if name not in results}:
+            try:
+                for name, result in start(left, stop, at_once):
+                    results[name] = result
+                    say(f"{name}: {spoken(result)} ({len(results)} of {len(jobs)})")
+            except WorkerDiedError:
+                if at_once == 1 or stop.exists():
+                    name = next(name for name in left if name not in results)
+                    results[name] = {"failed": "its process was killed, as the system does when memory runs out"}
+                    continue
+                at_once -= 1
+                complain(
+                    "warning: a process was killed, as the system does when memory runs out; what it did goes on from "
+                    f"the last checkpoint, {at_once} at a time"
+                )
+    return results
+
+
+class WorkerDiedError(Exception):
+    """A process that was at a job is no more."""
+
+
+def spoken(result: Mapping[str, Any]) -> str:
+    """What a job came to, in a few words."""
+    if "failed" in result:
+        return f"failed: {result['failed']}"
+    if "interrupted" in result:
+        return f"stopped at {result['interrupted']}"
+    return f"done, weighted F1 {result['test']['weighted_f1']:.2f}" if "test" in result else "done"
+
+
+@contextmanager
+def stop_file(directory: Path) -> Iterator[Path]:
+    """A name for a file that tells jobs to stop once it is there, as it is after Ctrl-C; a second one is at once.
+
+    One that a killed process leaves is cleaned up with other leftovers.
+    """
+    path = directory / f".stop.{os.getpid()}.tmp"
+
+    def ask(number: int, frame: Any) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+        path.touch()
+
+    before = {s: signal.signal(s, ask) for s in run.stops()}
+    try:
+        yield path
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading_along(jobs: Mapping[str, Job]) -> Iterator[None]:
+    """Say the lines of every job that tell how far it is, each behind the name of its job."""
+    ended = threading.Event()
+    at = {name: size(job.directory / LOG) for name, job in jobs.items()}
+
+    def read() -> None:
+        last = False
+        while not last:
+            last = ended.wait(0.5)
+            for name, job in jobs.items():
+                with suppress(OSError):
+                    with (job.directory / LOG).open("rb") as stream:
+                        stream.seek(at[name])
+                        new = stream.read()
+                    whole = new[: new.rfind(b"\n") + 1]
+                    at[name] += len(whole)
+                    for line in whole.decode(errors="replace").splitlines():
+                        if SPOKEN.match(line):
+                            say(f"{name}: {line}")
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reader.join()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, 0 of none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+Start = Callable[[Mapping[str, Job], Path, int], Iterator[tuple[str, dict[str, Any]]]]
+
+
+@contextmanager
+def pool(jobs: int, cluster: str | None) -> Iterator[Start]:
+    """What starts jobs and yields their results as they come: processes of this machine, or a cluster."""
+    import joblib
+
+    def start(left: Mapping[str, Job], stop: Path, at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        parent = None if cluster else os.getpid()
+        calls = (
+            joblib.delayed(call)(
+                *(str(PROJECT), name, job.module, job.function, job.arguments, str(job.directory / LOG)),
+                *(str(stop), parent, str(Path.cwd())),
+            )
+            for name, job in left.items()
+        )
+        several = (
+            {"n_jobs": -1, "pre_dispatch": "all"} if cluster else {"n_jobs": max(2, jobs), "pre_dispatch": at_once}
+        )
+        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, **several)(calls)
+
+    if cluster:
+        with dask_client(cluster) as client, joblib.parallel_config(dask_backend(client)):
+            yield lambda *arguments: checked(start(*arguments), cluster)
+        return
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    def here(*arguments: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        try:
+            yield from start(*arguments)
+        except TerminatedWorkerError:
+            raise WorkerDiedError from None
+
+    with joblib.parallel_config("loky", inner_max_num_threads=cores_for(jobs)):
+        yield here
+
+
+@contextmanager
+def dask_client(address: str) -> Iterator[Any]:
+    """A client of the scheduler at an address.
+
+    Raises:
+        InputError: If dask is not installed, nobody answers there, or a worker would have several runs in one process.
+    """
+    try:
+        import cloudpickle
+        from distributed import Client
+    except ImportError:
+        raise InputError(f"--cluster needs dask.distributed; {INSTALL}") from None
+    import logging
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is to be said of a lost cluster we say
+    try:
+        client = Client(address, timeout=ANSWERS_WITHIN, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        reason = printable(" ".join(str(error).split()), 200) or type(error).__name__
+        raise InputError(
+            f"--cluster {address}: nobody answers there ({reason}); start one with: dask scheduler"
+        ) from None
+    # Workers need not have the project on their path: the one function that puts it there goes with its code.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=WORKERS_WITHIN)
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if not workers:
+            raise InputError(f"--cluster {address}: has no worker; start some with: dask worker {address} --nthreads 1")
+        if any(worker["nthreads"] > 1 for worker in workers):
+            raise InputError(
+                f"--cluster {address}: has workers of several threads, and a run takes a process for itself; start "
+                "them with --nthreads 1"
+            )
+        yield client
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+        with suppress(Exception):  # of a cluster that is gone
+            client.close(timeout=1)
+
+
+def dask_backend(client: Any) -> Any:
+    """Joblib's Dask backend, which would wait for ever for a job that Dask has given up."""
+    from joblib._dask import DaskDistributedBackend
+
+    class Backend(DaskDistributedBackend):
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            future = super().submit(func, callback)
+            future.add_done_callback(lambda done: callback(done.exception()) if done.exception() else None)
+            return future
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            if isinstance(out, BaseException):
+                raise out
+            return super().retrieve_result_callback(out)
+
+    return Backend(client=client, pure=False)
+
+
+def checked(results: Iterator[Any], address: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Results of a cluster.
+
+    Raises:
+        LostProcessError: If it is lost, or gives a job up.
+    """
+    try:
+        for result in results:
+            if not isinstance(result, tuple):
+                raise ConnectionError("no result")
+            yield result
+    except Exception as error:  # whatever distributed raises of a lost connection, or of a job that kills its workers
+        reason = printable(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
+        raise LostProcessError(f"--cluster {address}: lost ({reason})") from None
+
+
+# Where the job is done ------------------------------------------------------------------------------------------------
+
+
+def call(project: str, name: str, *job: Any) -> tuple[str, dict]:
+    """Find the project and `do` a job. Works without it at first, so it stands for itself."""
+    import sys
+
+    if project not in sys.path:
+        sys.path.insert(0, project)
+    from experiment.jobs import do
+
+    return name, do(*job)
+
+
+_alone = threading.Lock()
+
+
+def do(
+    module: str, function: str, arguments: Sequence[Any], log: str, stop: str, parent: int | None, at: str
+) -> dict[str, Any]:
+    """Do a job; what goes wrong is its result.
+
+    Args:
+        module: Of the function.
+        function: Its name.
+        arguments: Of the function.
+        log: Where its output goes.
+        stop: The file that tells it to stop.
+        parent: The process without which there is no sense in going on.
+        at: The folder that names of files start from, on this machine too.
+    """
+    try:
+        os.chdir(at)
+    except OSError as error:
+        where = f"{at} on {platform.node()}"
+        return {"failed": f"{where}: {error.strerror}; the machines of a cluster share the folder", "input": True}
+    if Path(stop).exists():
+        return {"interrupted": "the beginning"}
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the file tells
+    if parent:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    run.stop_file = Path(stop)
+    try:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        with _alone, Path(log).open("a", encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
+            try:
+                return getattr(import_module(module), function)(*arguments)
+            except (InputError, TrainingError) as error:
+                complain(f"error: {error}")
+                return {"failed": str(error), "input": isinstance(error, InputError)}
+            except KeyboardInterrupt:
+                return {"interrupted": "an instant"}
+            except Exception as error:
+                if out_of_memory(error):
+                    return {"failed": "out of memory; fewer --jobs, or a lower --batch-size"}
+                traceback.print_exc()
+                return {"failed": f"{type(error).__name__}: {error}; see {log}"}
+    except OSError as error:
+        return {"failed": f"{log}: cannot be written ({error.strerror})", "input": True}
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

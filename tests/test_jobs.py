@@ -1,0 +1,197 @@
+"""Several runs at a time: the bits of one after the other, and no failure, kill or stop that takes others along."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from small import BARE, corpus, features, train
+
+import train_IEMOCAP
+from experiment import checks, jobs, plan
+
+__all__ = ["corpus", "features"]  # fixtures
+
+QUICK = ["--GAN-epochs", "1", "--epochs", "2", "--fused-channels", "8", "--batch-size", "6", *BARE]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Here and in the processes that are started: with more, sums have another order and other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def command(capsys):
+    """Run the script; its exit status, what it printed, and its complaints."""
+
+    def command(*argv):
+        capsys.readouterr()
+        try:
+            status = train_IEMOCAP.main([str(a) for a in argv])
+        except SystemExit as stop:
+            status = stop.code
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def in_turn(features, tmp_path_factory):
+    """Three seeds one after the other, with one thread, each begun by a command of its own, and then gathered."""
+    out = tmp_path_factory.mktemp("runs") / "turn"
+    argv = ["--features", str(features), *QUICK]
+    for seed in ("0", "1"):  # as an array of jobs of a scheduler does
+        train(out / f"seed{seed}", *argv, "--seed", seed)
+    train(out, *argv, "--seeds", "0,1,2", "--resume")
+    return out
+
+
+def bits_of(directory, seed):
+    run = directory / f"seed{seed}" if seed is not None else directory
+    return [(run / name).read_bytes() for name in ("predictions.csv", "checkpoints/best.safetensors")]
+
+
+def scores(directory):
+    summary = json.loads((directory / "summary.json").read_text())
+    return {seed: each["test"] for seed, each in summary["seeds"].items()}
+
+
+def test_runs_made_one_by_one_are_gathered_and_what_lacks_is_trained(in_turn, features, command):
+    assert list(scores(in_turn)) == ["0", "1", "2"]
+    status, _, error = command("--features", features, *QUICK, "--seeds", "0,1", "--out", in_turn.parent, "--resume")
+    assert status == 2 and error.count("\n") == 1 and "none of a run's" in error
+
+
+def test_a_gathered_run_of_other_flags_is_refused(features, tmp_path, command):
+    train(tmp_path / "run" / "seed0", "--features", features, *QUICK)
+    argv = ["--features", features, *QUICK, "--lr", "0.1", "--seeds", "0,1", "--out", tmp_path / "run", "--resume"]
+    status, _, error = command(*argv)
+    assert status == 2 and error.count("\n") == 1 and "a run with another classifier.lr" in error
+
+
+def test_jobs_have_the_bits_of_one_after_the_other_and_each_its_log(in_turn, features, tmp_path, monkeypatch, command):
+    """Ctrl-C stops all, what is done is kept, and the command that is printed goes on to the same bits."""
+    out, say = tmp_path / "run", jobs.say
+
+    def stop_then(text):
+        say(text)
+        if "stage 1, epoch" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+            monkeypatch.setattr(jobs, "say", say)
+
+    monkeypatch.setattr(jobs, "say", stop_then)
+    argv = ["--features", features, *QUICK, "--epochs", "30", "--seeds", "0,1,2", "--jobs", "2", "--out", out]
+    status, before, error = command(*argv)
+    go_on = f"--resume {out} --jobs 2"
+    assert status == 130 and error.startswith("Interrupted at seed") and error.rstrip().endswith(go_on)
+    assert error.count("\n") == 1 and not list(out.glob(".*"))
+    status, after, error = command(*go_on.split())
+    assert (status, error) == (0, "")
+    assert all(f"seed{seed}: stage" in before + after for seed in (0, 1, 2))
+    assert "stage 2, epoch 30 of 30" in (out / "seed1" / "log.txt").read_text()
+    alone = train(tmp_path / "alone", "--features", features, *QUICK, "--epochs", "30")
+    assert bits_of(out, 0) == bits_of(alone, None)
+    assert scores(out).keys() == scores(in_turn).keys()
+
+
+def test_a_job_that_fails_or_is_killed_stops_no_other(features, in_turn, tmp_path, monkeypatch, command):
+    out = tmp_path / "run"
+    (out / "seed1").mkdir(parents=True)
+    (out / "seed1" / "notes.txt").write_text("none of a run's")
+    say = jobs.say
+
+    def kill_one(text):
+        say(text)
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        workers = [p for p in children if "popen_loky" in Path(f"/proc/{p}/cmdline").read_text()]
+        if text.startswith("seed1: failed"):
+            os.kill(int(workers[0]), signal.SIGKILL)
+
+    monkeypatch.setattr(jobs, "say", kill_one)
+    argv = ["--features", features, *QUICK, "--out", out, "--seeds", "0,1,2"]
+    status, _, error = command(*argv, "--jobs", "2", "--resume")
+    assert status == 2
+    assert "error: 1 of 3 runs failed, the others are finished: seed1: " in error and "a run" in error
+    assert "a process was killed" in error and error.count("\n") == 2
+    assert bits_of(out, 0) == bits_of(in_turn, 0) and bits_of(out, 2) == bits_of(in_turn, 2)
+    assert list(scores(out)) == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    {
+        "--jobs 0 --seeds 0,1": "--jobs: 0 is out of range",
+        "--jobs 2": "--jobs is for several runs: add --seeds or --folds",
+        "--jobs 2 --cluster tcp://127.0.0.1:9 --seeds 0,1": "--jobs and --cluster exclude each other",
+        "--cluster tcp://127.0.0.1:9": "--cluster is for several runs",
+        "--cluster tcp://127.0.0.1:9 --seeds 0,1": "--cluster tcp://127.0.0.1:9: nobody answers there",
+        "--cluster nonsense://x --seeds 0,1": "--cluster nonsense://x: nobody answers there",
+        "--jobs 3 --seeds 0,1,2": "--jobs 3: so many runs take at least 1 GB and the machine has 1; at most --jobs 2",
+    }.items(),
+)
+def test_what_cannot_be_is_said_in_a_line(flags, said, features, tmp_path, command, monkeypatch):
+    if "distributed" not in sys.modules and "answers" in said:
+        pytest.importorskip("distributed", reason="pip install -r requirements-scale.txt")
+    monkeypatch.setattr(checks, "memory", lambda: 10**9)
+    status, _, error = command("--features", features, *QUICK, "--out", tmp_path / "run", *flags.split())
+    assert status == 2 and error.count("\n") == 1 and said in error
+
+
+def test_more_jobs_than_runs_are_as_many_as_there_are(features, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        plan, "do_all", lambda work, at_once, *_: asked.append(at_once) or {n: {"failed": ""} for n in work}
+    )
+    train(tmp_path / "run", "--features", features, *QUICK, "--seeds", "0,1", "--jobs", "7", status=1)
+    assert asked == [2] and "--jobs 7: there are 2 runs, so 2 at a time" in capsys.readouterr().out
+
+
+def test_without_dask_the_line_says_how_to_install_it(features, tmp_path, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    argv = ["--features", features, *QUICK, "--out", tmp_path / "run", "--seeds", "0,1", "--cluster", "tcp://x:1"]
+    status, _, error = command(*argv)
+    assert status == 2 and error.count("\n") == 1 and "pip install -r requirements-scale.txt" in error
+
+
+# A cluster ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_of_a_cluster_gives_its_run_to_the_other(features, tmp_path, command):
+    distributed = pytest.importorskip("distributed", reason="pip install -r requirements-scale.txt")
+    out, killed = tmp_path / "run", []
+    argv = ["--features", features, *QUICK, "--epochs", "20", "--seeds", "0,1", "--out", out]
+
+    def kill_a_busy_one(workers):
+        while not (begun := sorted(out.glob("seed*/checkpoints/last.pt"))):
+            time.sleep(0.01)
+        lock = str(begun[0].parent.parent / ".lock")
+        for worker in workers:
+            pid = worker.process.pid
+            if any(os.path.realpath(fd) == lock for fd in Path(f"/proc/{pid}/fd").iterdir()):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(begun[0].parent.parent)
+
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        killer = threading.Thread(target=kill_a_busy_one, args=(list(cluster.workers.values()),), daemon=True)
+        killer.start()
+        status, _, error = command(*argv, "--cluster", cluster.scheduler_address)
+    killer.join(10)
+    assert (status, error) == (0, "") and len(killed) == 1
+    assert scores(out).keys() == {"0", "1"}
+    begun = {run: (run / "log.txt").read_text().count(f"into {run}") for run in (out / "seed0", out / "seed1")}
+    assert begun[killed[0]] == 2  # it has gone on, and
+    assert len(pd.read_csv(killed[0] / "history.csv")) == 20
