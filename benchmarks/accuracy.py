@@ -5,9 +5,9 @@
     python benchmarks/accuracy.py --demo --seeds 0,1,2
     python benchmarks/accuracy.py --features FILE --rows no-stage-1 -- --valid 0.1
 
-Every row is a set of flags of ``train_IEMOCAP.py`` (the GRU baseline is ``gru_baseline.py``). Flags after ``--`` are
-shared by all rows. A row's difference is to the full method over the same seeds, with the p-value of a two-sided paired
-t-test. The table, which shows what a row adds to the shared flags, is printed and written to
+Every row is a set of flags of ``train_IEMOCAP.py`` (the row ``gru`` is ``baselines.py --networks gru``). Flags after
+``--`` are shared by all rows. A row's difference is to the full method over the same seeds, with the p-value of a
+two-sided paired t-test. The table, which shows what a row adds to the shared flags, is printed and written to
 ``accuracy.csv`` and ``accuracy.md`` in ``--out``; a row that is there already is not trained again, and one that was
 interrupted goes on. On the demo, the best score that anything can reach is computed from the corpus's own recipe.
 """
@@ -36,6 +36,7 @@ from files import InputError, replacing
 from synthetic import ceiling, synthetic_corpus
 
 Result = tuple[dict[int, float], float]  # weighted F1 in percent by seed, and seconds a seed
+BASELINE = "benchmarks/baselines.py"
 ROWS = {
     "full": "",
     "no-stage-1": "--GAN-epochs 0",
@@ -79,12 +80,11 @@ def run_row(name: str, flags: str, settings: Settings, own: argparse.Namespace) 
     if own.folds:
         run += ["--folds", str(own.folds), "--folds-over", own.folds_over]
     if name == "gru":
-        if not summary.exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            call(name, "benchmarks/gru_baseline.py", [*run, "--json", str(summary)], own.jobs)
-        each = read_json(summary)
-        seconds = float(np.mean([result["seconds"] for result in each.values()]))
-        return {int(seed): result["weighted_f1"] for seed, result in each.items()}, seconds
+        if not (directory / "baselines.md").exists():
+            call(name, BASELINE, [*run, "--networks", "gru", "--out", str(directory)], own.jobs)
+        each = pd.read_csv(directory / "baselines.csv").groupby("seed")
+        f1 = {int(seed): value for seed, value in each["weighted_f1"].mean().items()}
+        return f1, float(each["seconds"].sum().mean())
     if (directory / "config.json").exists():
         run = ["--resume", str(directory)]
     else:
@@ -127,7 +127,7 @@ def table(results: Mapping[str, Result], flags: Mapping[str, str]) -> pd.DataFra
         lines.append(
             {
                 "row": name,
-                "flags": flags.get(name, "benchmarks/gru_baseline.py"),
+                "flags": flags.get(name, f"{BASELINE} --networks gru"),
                 "seeds": len(values),
                 "weighted F1": round(values.mean(), 2),
                 "sd": round(values.std(ddof=1), 2) if len(values) > 1 else np.nan,
