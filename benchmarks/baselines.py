@@ -48,7 +48,7 @@ from experiment.run import Run
 from experiment.run_directory import write_csv
 from experiment.settings import Number, Settings
 from files import InputError, replacing
-from model import GANFFN, NodalAttention, dialogue_edges, padded
+from model import GANFFN, dialogue_edges, padded
 from train_IEMOCAP import train_classifier
 
 HIDDEN = 128  # width of a recurrent network, a direction
@@ -173,7 +173,7 @@ class DialogueGCN(Baseline):
         self.relations = nn.ModuleList(nn.Linear(states, HIDDEN, bias=False) for _ in range(2 * num_speakers**2))
         self.gather = SimpleConv(aggr="add")
         self.graph = GraphConv(HIDDEN, HIDDEN)
-        self.attention = NodalAttention(states + HIDDEN)
+        self.query = nn.Linear(states + HIDDEN, states + HIDDEN, bias=False)
         self.classify = nn.Sequential(
             nn.Linear(states + HIDDEN, HIDDEN), nn.ReLU(), nn.Dropout(dropout), nn.Linear(HIDDEN, num_classes)
         )
@@ -192,7 +192,9 @@ class DialogueGCN(Baseline):
             hidden = hidden + self.relations[r](self.gather(states, edges[:, of_r], alpha[of_r]))
         hidden = F.relu(self.graph(F.relu(hidden), edges))
         whole = padded(torch.cat([states, hidden], dim=-1), mask)
-        return self.classify(self.attention(whole, mask)[mask])
+        # Not scaled by the width, as in the paper: a dialogue's mean is where scaled attention would begin.
+        read = F.scaled_dot_product_attention(self.query(whole), whole, whole, mask.unsqueeze(1), scale=1.0)
+        return self.classify(read[mask])
 
 
 NETWORKS: dict[str, type[Baseline]] = {"gru": GRU, "lstm": BcLSTM, "dialoguegcn": DialogueGCN}
