@@ -288,8 +288,9 @@ class _Standardised(Mapping[str, np.ndarray]):
     by: Standardiser
 
     def __getitem__(self, modality: str) -> np.ndarray:
-        x = self.raw[modality]
-        return ((x - self.by.mean[modality]) / self.by.scale[modality]).astype(np.float32)
+        x = self.raw[modality] - self.by.mean[modality]
+        x /= self.by.scale[modality]
+        return x.astype(np.float32)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)

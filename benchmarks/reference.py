@@ -1,12 +1,13 @@
 """The reference's method beside ours on the same data: seconds an epoch, time to a report, weighted F1.
 
-    python benchmarks/reference.py --demo --epochs 1
+    python benchmarks/reference.py --demo --epochs 1 --batches 1
     python benchmarks/reference.py --features IEMOCAP_features/IEMOCAP_features.pkl
     python benchmarks/reference.py --features FILE --GAN-epochs 5 --epochs 40 --defects padding,min-max,test-loss
 
 Written by us from a description of https://github.com/Jing-yilin/GAN-FFN, none of whose code is here. Its whole job,
-150 epochs of stage 1 and 160 of stage 2, takes hours. ``--epochs`` and ``--GAN-epochs`` bound it: then the time of the
-whole is extrapolated from the median epoch of each stage, and the F1 is that of a job cut short; both are labelled so.
+150 epochs of stage 1 and 160 of stage 2, takes hours. ``--epochs`` and ``--GAN-epochs`` bound it, and ``--batches`` an
+epoch: then the time of the whole is extrapolated from the median epoch of each stage, that of an epoch from its
+batches, and the F1 is that of a job cut short; all are labelled so.
 
 A generator a modality, 8 transformer layers at the modality's own width with 2048 feed-forward units, then
 max(512, 2 * width), then 100. A discriminator a modality, 8 layers at width 100, then 64, 16, 1; real features of
@@ -29,9 +30,9 @@ import io
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, permutations
+from itertools import islice, pairwise, permutations
 from pathlib import Path
 
 import common
@@ -40,6 +41,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torch_geometric import seed_everything
 
 import utils
@@ -179,8 +181,21 @@ def adversarial_update(
     return d_loss.item(), g_loss.item()
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """How much of the job is done: epochs of each stage, and batches an epoch."""
+
+    stage_1: int = EPOCHS["stage 1"]
+    stage_2: int = EPOCHS["stage 2"]
+    batches: int | None = None
+
+    def some(self, loader: DataLoader) -> tuple[Iterator[Batch], float]:
+        """An epoch's batches, and how many times as many a whole one has."""
+        return islice(loader, self.batches), len(loader) / min(len(loader), self.batches or len(loader))
+
+
 def stage_1(
-    network: Reference, corpus: Corpus, dialogues: Sequence[Dialogue], epochs: int, settings: Settings
+    network: Reference, corpus: Corpus, dialogues: Sequence[Dialogue], bounds: Bounds, settings: Settings
 ) -> tuple[list[float], int]:
     """Train the generators against discriminators. Returns the seconds of each epoch, and parameters of the latter."""
     if len(corpus.dims) < 2:
@@ -193,17 +208,18 @@ def stage_1(
             faster = 1.1 if m == "text" and networks is network.generators else 1.0
             optimizers[each] = torch.optim.Adam(each.parameters(), lr=faster * lr, betas=BETAS)
     loader = batches(dialogues, BATCH_SIZE, torch.Generator().manual_seed(settings.run.seed))
-    seconds, progress = [], Progress("reference, stage 1", 0, epochs)
+    seconds, progress = [], Progress("reference, stage 1", 0, bounds.stage_1)
     for epoch in progress:
+        some, share = bounds.some(loader)
         started = clock()
         losses = []
-        for batch in loader:
+        for batch in some:
             batch = batch.to(device)
             for pair in permutations(corpus.dims, 2):
                 losses.append(
                     adversarial_update(network, discriminators, optimizers, batch, pair, f"stage 1, epoch {epoch}")
                 )
-        seconds.append(clock() - started)
+        seconds.append(share * (clock() - started))
         d_loss, g_loss = np.mean(losses, axis=0)
         progress.show({"epoch": epoch, "D_loss": d_loss, "G_loss": g_loss})
     return seconds, sum(p.numel() for p in discriminators.parameters())
@@ -213,7 +229,7 @@ def stage_2(
     network: Reference,
     corpus: Corpus,
     data: dict[str, list[Dialogue]],
-    epochs: int,
+    bounds: Bounds,
     settings: Settings,
     on_test_loss: bool,
 ) -> tuple[list[float], float]:
@@ -225,20 +241,21 @@ def stage_2(
     loader = batches(data["train"], BATCH_SIZE, torch.Generator().manual_seed(settings.run.seed))
     weight = class_weights(data["train"], corpus.num_classes).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=LR, weight_decay=L2)
-    seconds, scores, progress = [], [], Progress("reference, stage 2", 0, epochs)
+    seconds, scores, progress = [], [], Progress("reference, stage 2", 0, bounds.stage_2)
     for epoch in progress:
+        some, share = bounds.some(loader)
         started = clock()
         network.train()
         losses = []
-        for batch in loader:
+        for batch in some:
             batch = batch.to(device)
             loss = F.cross_entropy(network(batch)[batch.labelled], batch.labels[batch.labelled], weight)
             optimizer.zero_grad()
             finite(loss, f"stage 2, epoch {epoch}").backward()
             optimizer.step()
             losses.append(loss.item())
-        seconds.append(clock() - started)
-        if on_test_loss or epoch == epochs:
+        seconds.append(share * (clock() - started))
+        if on_test_loss or epoch == bounds.stage_2:
             scored = utils.labelled(*evaluate(network, data["test"]))
             scores.append((float(utils.loss(*scored)), float(utils.weighted_f1(*scored))))
         progress.show({"epoch": epoch, "train_loss": float(np.mean(losses))})
@@ -256,11 +273,12 @@ def scaled_within(dialogue: Dialogue) -> Dialogue:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job came to; ``seconds`` are those of each epoch by stage, or of the whole job."""
+    """What a job came to: ``seconds`` of each epoch by stage, and ``batches`` an epoch if not all were done."""
 
     weighted_f1: float
     parameters: int
     seconds: dict[str, list[float]]
+    batches: int | None = None
 
     def whole(self) -> float:
         """Seconds of the whole job, from the median epoch of each stage unless all were done."""
@@ -272,21 +290,21 @@ class Result:
 
     @property
     def cut_short(self) -> bool:
-        """Whether fewer epochs were done than the job has."""
-        return any(len(s) < EPOCHS[stage] for stage, s in self.epochs())
+        """Whether less was done than the job has."""
+        return bool(self.batches) or any(len(s) < EPOCHS[stage] for stage, s in self.epochs())
 
 
-def run_reference(corpus: Corpus, settings: Settings, epochs: dict[str, int], defects: Sequence[str]) -> Result:
+def run_reference(corpus: Corpus, settings: Settings, bounds: Bounds, defects: Sequence[str]) -> Result:
     """The reference's job for one seed."""
     seed_everything(settings.run.seed)
     data = common.standardised(corpus)
     if "min-max" in defects:
         data = {split: [scaled_within(d) for d in corpus.split(split)] for split in corpus.splits}
     network = Reference(corpus, "padding" in defects).to(settings.run.device)
-    adversarial, others = stage_1(network, corpus, data["train"], epochs["stage 1"], settings)
-    classifying, f1 = stage_2(network, corpus, data, epochs["stage 2"], settings, "test-loss" in defects)
+    adversarial, others = stage_1(network, corpus, data["train"], bounds, settings)
+    classifying, f1 = stage_2(network, corpus, data, bounds, settings, "test-loss" in defects)
     parameters = others + sum(p.numel() for p in network.parameters())
-    return Result(f1, parameters, {"stage 1": adversarial, "stage 2": classifying})
+    return Result(f1, parameters, {"stage 1": adversarial, "stage 2": classifying}, bounds.batches)
 
 
 def run_default(corpus: Corpus, settings: Settings) -> tuple[float, int, float]:
@@ -306,6 +324,7 @@ def build_parser() -> Parser:
     whole = flag_type(Number(int, 1, 100_000).parse)
     parser.add_argument("--epochs", type=whole, metavar="N", help="at most so many of each stage (default: all)")
     parser.add_argument("--GAN-epochs", type=whole, metavar="N", help="at most so many of stage 1 (default: --epochs)")
+    parser.add_argument("--batches", type=whole, metavar="N", help="at most so many an epoch (default: all)")
     parser.add_argument(
         "--cpu-seconds", action="store_true", help="of all threads, not the clock's: for a machine that others use"
     )
@@ -331,7 +350,8 @@ def report(ours: Sequence[tuple[float, int, float]], theirs: Sequence[Result]) -
             "method": "reference",
             "weighted F1": f"{common.mean_and_deviation(their_f1)}{' (cut short)' if cut else ''}",
             "seconds an epoch": ", ".join(f"{stage} {np.median(s):.2f}" for stage, s in theirs[0].epochs()),
-            "epochs done": ", ".join(f"{len(s)} of {EPOCHS[stage]}" for stage, s in theirs[0].epochs()),
+            "epochs done": ", ".join(f"{len(s)} of {EPOCHS[stage]}" for stage, s in theirs[0].epochs())
+            + (f", at most {theirs[0].batches} batches each" if theirs[0].batches else ""),
             "seconds to a report": f"{whole:.0f}{' (extrapolated)' if cut else ''}",
             "parameters": f"{theirs[0].parameters:,}",
         },
@@ -352,14 +372,17 @@ def run(settings: Settings, own: argparse.Namespace) -> None:
     global clock
     clock = time.process_time if own.cpu_seconds else time.perf_counter
     settings, corpus = common.prepare(settings)
-    bounds = {"stage 1": own.GAN_epochs or own.epochs, "stage 2": own.epochs}
-    epochs = {stage: min(most, bounds[stage] or most) for stage, most in EPOCHS.items()}
+    bounds = Bounds(
+        min(EPOCHS["stage 1"], own.GAN_epochs or own.epochs or EPOCHS["stage 1"]),
+        min(EPOCHS["stage 2"], own.epochs or EPOCHS["stage 2"]),
+        own.batches,
+    )
     ours, theirs = [], []
     for seed in own.seeds:
         of_run = settings.replace(run__seed=seed)
         ours.append(run_default(corpus, of_run))
         print(f"GAN-FFN, seed {seed}: {ours[-1][0]:.2f} in {ours[-1][2]:.0f} s", flush=True)
-        theirs.append(run_reference(corpus, of_run, epochs, own.defects))
+        theirs.append(run_reference(corpus, of_run, bounds, own.defects))
         print(f"reference, seed {seed}: {theirs[-1].weighted_f1:.2f}", flush=True)
     kind = "CPU seconds of all threads" if own.cpu_seconds else "seconds by the clock"
     print(f"\n{report(ours, theirs)}All are {kind}, {torch.get_num_threads()} threads on {settings.run.device}.")

@@ -58,7 +58,7 @@ def test_an_update_moves_the_generator_and_the_discriminator_of_the_pair_alone(c
 def test_every_ordered_pair_has_its_update_in_every_batch(corpus, monkeypatch):
     pairs = []
     monkeypatch.setattr(reference, "adversarial_update", lambda *args: pairs.append(args[4]) or (0.0, 0.0))
-    reference.stage_1(build(corpus), corpus, corpus.split("train"), 1, CPU)
+    reference.stage_1(build(corpus), corpus, corpus.split("train"), reference.Bounds(stage_1=1), CPU)
     assert len(pairs) == len(set(pairs)) == 6
 
 
@@ -73,9 +73,13 @@ def test_the_epoch_is_the_last_one_or_with_the_defect_that_of_the_lowest_loss_on
 
     monkeypatch.setattr(reference, "evaluate", evaluate)
     data = {split: corpus.split(split) for split in corpus.splits}
-    assert reference.stage_2(build(corpus), corpus, data, 3, CPU, True)[1] == pytest.approx(100 / 3)
+    assert reference.stage_2(build(corpus), corpus, data, reference.Bounds(stage_2=3), CPU, True)[1] == pytest.approx(
+        100 / 3
+    )
     said = iter([0.2])
-    assert reference.stage_2(build(corpus), corpus, data, 1, CPU, False)[1] == pytest.approx(100)
+    assert reference.stage_2(build(corpus), corpus, data, reference.Bounds(stage_2=1), CPU, False)[1] == pytest.approx(
+        100
+    )
 
 
 def test_a_job_cut_short_is_extrapolated_and_says_so():
@@ -88,10 +92,31 @@ def test_a_job_cut_short_is_extrapolated_and_says_so():
     assert "extrapolated" not in reference.report([(60.0, 5, 46.0)], [whole])
 
 
+def test_an_epoch_cut_short_counts_in_proportion(corpus, monkeypatch):
+    monkeypatch.setattr(reference, "BATCH_SIZE", 1)
+    monkeypatch.setattr(reference, "adversarial_update", lambda *args: (0.0, 0.0))
+    ticks = iter(range(100))
+    monkeypatch.setattr(reference, "clock", lambda: next(ticks))
+    bounds = reference.Bounds(stage_1=2, batches=1)
+    assert reference.stage_1(build(corpus), corpus, corpus.split("train"), bounds, CPU)[0] == [4, 4]
+    assert reference.Result(50.0, 7, {"stage 1": [4.0] * 150, "stage 2": [1.0] * 160}, 1).cut_short
+
+
 def test_both_are_run_on_the_same_corpus_and_shown(tmp_path, monkeypatch, capsys):
     features = write(small_corpus(train=4), tmp_path / "f.pkl")
     monkeypatch.setattr(reference, "run_default", lambda corpus, settings: (60.0, 5, 10.0))
-    argv = ["--features", str(features), "--device", "cpu", "--epochs", "1", "--defects", "padding,min-max,test-loss"]
+    argv = [
+        "--features",
+        str(features),
+        "--device",
+        "cpu",
+        "--epochs",
+        "1",
+        "--batches",
+        "9",
+        "--defects",
+        "padding,min-max,test-loss",
+    ]
     assert reference.main(argv) == 0
     said = capsys.readouterr().out
     assert "1 of 150" in said and "1 of 160" in said and "cut short" in said
