@@ -6,7 +6,7 @@ Shapes use B dialogues, T utterances in the longest of them, and d features; arr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -206,6 +206,22 @@ def cross_validation(corpus: Corpus, folds: str | int, over: str = "all") -> dic
     }
 
 
+BLOCK = 2**22  # values that are looked at together: all of IEMOCAP's, but not of a corpus larger than memory
+
+
+def row_blocks(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The rows of all arrays ``[n, d]`` after one another as float64, in blocks of `BLOCK` values or one row."""
+    waiting: list[np.ndarray] = []
+    for x in arrays:
+        most = max(1, BLOCK // max(1, x.shape[1]))
+        while len(x) >= (room := most - sum(map(len, waiting))):
+            yield np.concatenate([*waiting, x[:room]]).astype(np.float64)
+            x, waiting = x[room:], []
+        waiting.append(x)
+    if any(map(len, waiting)):
+        yield np.concatenate(waiting).astype(np.float64)
+
+
 @dataclass
 class Standardiser:
     """Zero mean and unit variance for every feature, by statistics of the dialogues it was fitted on.
@@ -229,14 +245,16 @@ class Standardiser:
         dialogues = list(dialogues)
         fitted = cls()
         for modality in dialogues[0].features:
-            rows = np.concatenate([d.features[modality] for d in dialogues]).astype(np.float64)
-            if np.isnan(rows).all():
+            scaler = StandardScaler()
+            for rows in row_blocks([d.features[modality] for d in dialogues]):
+                if not np.isnan(rows).all():
+                    scaler.partial_fit(rows)  # passes NaN over
+            if not hasattr(scaler, "mean_"):
                 others = ",".join(m for m in dialogues[0].features if m != modality)
                 raise InputError(
                     f"--missing mask: no training utterance has {modality} features, so nothing can be learnt of them; "
                     f"leave them out with --modalities {others or 'LIST'}"
                 )
-            scaler = StandardScaler().fit(rows)  # passes NaN over
             fitted.mean[modality], fitted.scale[modality] = scaler.mean_, scaler.scale_
         return fitted
 
@@ -258,11 +276,27 @@ class Standardiser:
         return fitted
 
     def __call__(self, dialogue: Dialogue) -> Dialogue:
-        """The dialogue with standardised features, float32."""
-        return replace(
-            dialogue,
-            features={m: ((x - self.mean[m]) / self.scale[m]).astype(np.float32) for m, x in dialogue.features.items()},
-        )
+        """The dialogue with standardised features, float32, made anew whenever they are asked for."""
+        return replace(dialogue, features=_Standardised(dialogue.features, self))
+
+
+@dataclass(frozen=True, eq=False)
+class _Standardised(Mapping[str, np.ndarray]):
+    """Features that are standardised when they are read, so that there is no second copy of a corpus."""
+
+    raw: Mapping[str, np.ndarray]
+    by: Standardiser
+
+    def __getitem__(self, modality: str) -> np.ndarray:
+        x = self.raw[modality] - self.by.mean[modality]
+        x /= self.by.scale[modality]
+        return x.astype(np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
 
 
 @dataclass(frozen=True)

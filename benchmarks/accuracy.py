@@ -5,7 +5,7 @@
     python benchmarks/accuracy.py --demo --seeds 0,1,2
     python benchmarks/accuracy.py --features FILE --rows no-stage-1 -- --valid 0.1
 
-Every row is a set of flags of ``train_IEMOCAP.py`` (the GRU baseline is ``gru_baseline.py``). Flags after ``--`` are
+Every row is a set of flags of ``train_IEMOCAP.py`` (``gru`` is ``baselines.py``). Flags after ``--`` are
 shared by all rows. A row's difference is to the full method over the same seeds, with the p-value of a two-sided paired
 t-test, which says nothing of new speakers. Beside it are the difference over dialogues, the 95 % interval of a paired
 bootstrap over dialogues within sessions, and the sign in every session: a gain, or a loss, is one only where that
@@ -40,6 +40,7 @@ from files import InputError, replacing
 from synthetic import ceiling, synthetic_corpus
 
 Result = tuple[dict[int, float], float]  # weighted F1 in percent by seed, and seconds a seed
+BASELINE = "benchmarks/baselines.py"
 ROWS = {
     "full": "",
     "no-stage-1": "--GAN-epochs 0",
@@ -86,11 +87,10 @@ def run_seed(name: str, flags: str, seed: int, settings: Settings, own: argparse
     if own.folds:
         run += ["--folds", str(own.folds), "--folds-over", own.folds_over]
     if name == "gru":
-        directory.mkdir(parents=True, exist_ok=True)
-        summary = directory / "summary.json"
-        common.call(name, "benchmarks/gru_baseline.py", [*run, "--seeds", str(seed), "--json", str(summary)], own.jobs)
-        result = read_json(summary)[str(seed)]
-        return result["weighted_f1"], result["seconds"]
+        flags = ["--networks", "gru", "--seeds", str(seed), "--out", str(directory)]
+        common.call(name, "benchmarks/baselines.py", [*run, *flags], own.jobs)
+        folds = pd.read_csv(directory / "baselines.csv")
+        return float(folds["weighted_f1"].mean()), float(folds["seconds"].sum())
     if (directory / "config.json").exists():
         run = ["--resume", str(directory)]
     else:
@@ -157,7 +157,7 @@ def table(
         lines.append(
             {
                 "row": name,
-                "flags": flags.get(name, "benchmarks/gru_baseline.py"),
+                "flags": flags.get(name, f"{BASELINE} --networks gru"),
                 "seeds": len(values),
                 "weighted F1": round(values.mean(), 2),
                 "sd": round(values.std(ddof=1), 2) if len(values) > 1 else np.nan,

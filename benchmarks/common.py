@@ -131,8 +131,8 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def weighted_f1(network: nn.Module, dialogues: Sequence[Dialogue]) -> float:
-    """Weighted F1 over the utterances of these dialogues, in percent."""
-    return float(utils.weighted_f1(*evaluate(network, dialogues)))
+    """Weighted F1 over the labelled utterances of these dialogues, in percent."""
+    return float(utils.weighted_f1(*utils.labelled(*evaluate(network, dialogues))))
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

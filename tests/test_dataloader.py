@@ -1,5 +1,6 @@
 """Splits, standardisation, batches, and what the synthetic corpus promises."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
+from sklearn.preprocessing import StandardScaler
 
+import dataloader
 from dataloader import IGNORE_LABEL, Standardiser, batches, collate, hold_out_validation, session_of
 from files import InputError
 from synthetic import IEMOCAP_COUNTS, synthetic_corpus
@@ -57,6 +60,38 @@ def test_standardisation_knows_the_training_dialogues_only(corpus):
     test = corpus.split("test")[0]
     expected = (test.features["text"] - standardise.mean["text"]) / standardise.scale["text"]
     assert np.allclose(standardise(test).features["text"], expected, atol=1e-5)
+
+
+def test_statistics_of_a_small_corpus_are_those_of_all_rows_at_once_to_the_bit(corpus):
+    fitted = Standardiser.fit(corpus.split("train"))
+    rows = np.concatenate([d.features["visual"] for d in corpus.split("train")]).astype(np.float64)
+    at_once = StandardScaler().fit(rows)
+    assert (fitted.mean["visual"] == at_once.mean_).all() and (fitted.scale["visual"] == at_once.scale_).all()
+
+
+@pytest.mark.parametrize("block", [1, 40, 1000])
+def test_statistics_gathered_block_by_block_are_the_same(corpus, block, monkeypatch):
+    some = [replace(d, features={"text": d.features["text"].copy()}) for d in corpus.split("train")]
+    for d in some[:7]:
+        d.features["text"][:] = np.nan  # blocks in which nothing is known
+    whole = Standardiser.fit(some)
+    monkeypatch.setattr(dataloader, "BLOCK", block)
+    blocks = [len(x) for x in dataloader.row_blocks([d.features["text"] for d in some])]
+    assert max(blocks) * 8 <= max(block, 8) and sum(blocks) == sum(map(len, some))
+    fitted = Standardiser.fit(some)
+    assert np.allclose(fitted.mean["text"], whole.mean["text"], rtol=1e-10, atol=1e-10)
+    assert np.allclose(fitted.scale["text"], whole.scale["text"], rtol=1e-10)
+
+
+def test_a_standardised_corpus_is_no_second_copy(corpus):
+    dialogue = corpus.split("train")[0]
+    wide = replace(dialogue, features={"text": np.ones((len(dialogue), 1000), np.float32)})
+    standardise = Standardiser.fit([wide])
+    tracemalloc.start()
+    standardised = [standardise(wide) for _ in range(100)]
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < sum(d.features["text"].nbytes for d in standardised) / 10
 
 
 def test_a_constant_column_stays_finite(corpus):

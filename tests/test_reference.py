@@ -1,0 +1,135 @@
+"""The reference's method as a benchmark: whom an update moves, what padding does, and what is extrapolated."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from small import copied, moved, small_corpus, write
+from torch import nn
+
+from dataloader import collate
+from experiment.settings import Settings
+
+CPU = Settings().replace(run__device="cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return small_corpus(train=4)
+
+
+@pytest.fixture(scope="module")
+def dialogues(corpus):
+    return sorted(corpus.dialogues.values(), key=len)
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    monkeypatch.setattr(reference, "LAYERS", 2)
+
+
+def build(corpus, padding=False):
+    torch.manual_seed(0)
+    return reference.Reference(corpus, padding)
+
+
+@torch.no_grad()
+def test_padding_changes_nothing_unless_the_defect_is_asked_for(corpus, dialogues):
+    for padding in (False, True):
+        network = build(corpus, padding).eval()
+        alone, beside = network(collate(dialogues[:1])), network(collate([dialogues[0], dialogues[-1]]))
+        assert torch.allclose(alone[0], beside[0, : alone.shape[1]], atol=1e-5) != padding
+
+
+def test_an_update_moves_the_generator_and_the_discriminator_of_the_pair_alone(corpus, dialogues):
+    network = build(corpus)
+    discriminators = nn.ModuleDict({k: reference.Discriminator(d) for k, d in corpus.dims.items()})
+    both = nn.ModuleDict({"G": network, "D": discriminators})
+    each = {x: torch.optim.SGD(x.parameters(), 0.1) for x in [*network.generators.values(), *discriminators.values()]}
+    before = copied(both)
+    losses = reference.adversarial_update(
+        network, discriminators, each, collate(dialogues[:2]), ("text", "visual"), "here"
+    )
+    prefixes = {".".join(name.split(".")[: 3 if name.startswith("G") else 2]) for name in moved(before, copied(both))}
+    assert prefixes == {"G.generators.text", "D.visual"}
+    assert losses == pytest.approx([np.log(2)] * 2, abs=0.2)  # before anything is learnt nobody can tell
+
+
+def test_every_ordered_pair_has_its_update_in_every_batch(corpus, monkeypatch):
+    pairs = []
+    monkeypatch.setattr(reference, "adversarial_update", lambda *args: pairs.append(args[4]) or (0.0, 0.0))
+    reference.stage_1(build(corpus), corpus, corpus.split("train"), reference.Bounds(stage_1=1), CPU)
+    assert len(pairs) == len(set(pairs)) == 6
+
+
+def test_the_epoch_is_the_last_one_or_with_the_defect_that_of_the_lowest_loss_on_test(corpus, monkeypatch):
+    said = iter([0.9, 0.6, 0.2])
+    right = np.eye(corpus.num_classes)
+
+    def evaluate(network, dialogues):
+        labels = np.array([0, 1])
+        sure = next(said)
+        return labels, np.stack([right[0] * sure + (1 - sure) / 6, right[0 if sure > 0.5 else 1] * 0.1 + 0.15])
+
+    monkeypatch.setattr(reference, "evaluate", evaluate)
+    data = {split: corpus.split(split) for split in corpus.splits}
+    assert reference.stage_2(build(corpus), corpus, data, reference.Bounds(stage_2=3), CPU, True)[1] == pytest.approx(
+        100 / 3
+    )
+    said = iter([0.2])
+    assert reference.stage_2(build(corpus), corpus, data, reference.Bounds(stage_2=1), CPU, False)[1] == pytest.approx(
+        100
+    )
+
+
+def test_a_job_cut_short_is_extrapolated_and_says_so():
+    cut = reference.Result(50.0, 7, {"stage 1": [9.0, 2.0, 2.0], "stage 2": [1.0]})
+    assert cut.cut_short and cut.whole() == 150 * 2 + 160
+    text = reference.report([(60.0, 5, 46.0)], [cut])
+    assert "10 times faster to a report, +10.00 points" in text and "460 (extrapolated)" in text
+    whole = reference.Result(50.0, 7, {"stage 1": [], "stage 2": [1.0] * 160})
+    assert not whole.cut_short and whole.whole() == 160
+    assert "extrapolated" not in reference.report([(60.0, 5, 46.0)], [whole])
+
+
+def test_an_epoch_cut_short_counts_in_proportion(corpus, monkeypatch):
+    monkeypatch.setattr(reference, "BATCH_SIZE", 1)
+    monkeypatch.setattr(reference, "adversarial_update", lambda *args: (0.0, 0.0))
+    ticks = iter(range(100))
+    monkeypatch.setattr(reference, "clock", lambda: next(ticks))
+    bounds = reference.Bounds(stage_1=2, batches=1)
+    assert reference.stage_1(build(corpus), corpus, corpus.split("train"), bounds, CPU)[0] == [4, 4]
+    assert reference.Result(50.0, 7, {"stage 1": [4.0] * 150, "stage 2": [1.0] * 160}, 1).cut_short
+
+
+def test_both_are_run_on_the_same_corpus_and_shown(tmp_path, monkeypatch, capsys):
+    features = write(small_corpus(train=4), tmp_path / "f.pkl")
+    monkeypatch.setattr(reference, "run_default", lambda corpus, settings: (60.0, 5, 10.0))
+    argv = [
+        "--features",
+        str(features),
+        "--device",
+        "cpu",
+        "--epochs",
+        "1",
+        "--batches",
+        "9",
+        "--defects",
+        "padding,min-max,test-loss",
+    ]
+    assert reference.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "1 of 150" in said and "1 of 160" in said and "cut short" in said
+
+
+def test_a_constant_feature_is_scaled_to_nothing_and_others_to_their_range(corpus):
+    dialogue = corpus.split("train")[0]
+    dialogue.features["text"][:, 0] = 3
+    scaled = reference.scaled_within(dialogue).features["text"]
+    assert (scaled[:, 0] == 0).all() and scaled[:, 1].min() == 0 and scaled[:, 1].max() == 1
+
+
+def test_an_unknown_defect_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        reference.main(["--demo", "--defects", "padding,what"])
+    assert stop.value.code == 2 and "'what'" in capsys.readouterr().err
