@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.optim.swa_utils import update_bn
 from torch_geometric.nn import RGCNConv
 
 import parallel
@@ -212,16 +211,18 @@ class ChannelNorm(nn.BatchNorm1d):
 
     def __init__(self, channels: int):
         super().__init__(channels, affine=False)
+        self.rests = False  # whether its statistics stay as they are
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised channels; see the class."""
-        if self.training and parallel.dealt():
+        learning = self.training and not self.rests
+        if learning and parallel.dealt():
             mean = parallel.together(parallel.mean_of(x.sum(0), len(x)))
             variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x)))
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_var.lerp_(variance.detach(), self.momentum)
             return (x - mean) / (variance + self.eps).sqrt()
-        if self.training and len(x) > 1:
+        if learning and len(x) > 1:
             return super().forward(x)
         return (x - self.running_mean) / (self.running_var + self.eps).sqrt()
 
@@ -295,6 +296,13 @@ class FusedFeatureGenerator(nn.Module):
     def build(self, hidden: int) -> None:
         """Make the layers of `encode`."""
         self.layers = nn.Sequential(FeedForward(hidden), FeedForward(hidden))
+
+    def rest(self) -> None:
+        """Let the shared channels stay as they are, whatever the own ones learn."""
+        self.norm.rests = True
+        for part in self.children():
+            if part is not self.own:
+                part.requires_grad_(False)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """The utterances ``[N, hidden]`` encoded; the feed-forward kind reads each alone."""
@@ -469,14 +477,18 @@ class AdversarialFusion(nn.Module):
     @torch.no_grad()
     def settle(self, loader: Iterable[Batch]) -> None:
         """Fix the statistics of every `ChannelNorm` at those of all utterances of these batches."""
-        update_bn(loader, self)
         self.eval()
         fused: dict[str, list[Tensor]] = {m: [] for m in self.generators}
         for batch in loader:
             for m, f in self(batch).items():
-                fused[m].append(f[batch.has(m)][:, SHARED_CHANNELS:])
-        for m, norm in self.own_norms.items():
-            norm.running_var, norm.running_mean = torch.var_mean(torch.cat(fused[m]), dim=0)
+                fused[m].append(f[batch.has(m)])
+        for m, generator in self.generators.items():
+            variance, mean = (x.tensor_split([SHARED_CHANNELS]) for x in torch.var_mean(torch.cat(fused[m]), dim=0))
+            shared, own = generator.norm, self.own_norms[m]
+            before = shared.running_var + shared.eps  # of what was normalised by statistics so far
+            shared.running_mean += before.sqrt() * mean[0]
+            shared.running_var = before * variance[0]
+            own.running_mean, own.running_var = mean[1], variance[1]
 
     @property
     def even_losses(self) -> tuple[float, float]:

@@ -55,6 +55,7 @@ from experiment.run_directory import (
     read_config,
     save_tensors,
     write_config,
+    write_json,
 )
 from experiment.settings import Settings, from_json
 from experiment.tensorboard import WATCHED, discriminators_right
@@ -68,7 +69,7 @@ from experiment.trained import (
     standardiser_file,
 )
 from files import InputError, InterruptedRunError, TrainingError, WriteError, printable
-from model import GANFFN, AdversarialFusion, emotion_loss
+from model import GANFFN, SHARED_CHANNELS, AdversarialFusion, emotion_loss
 from parallel import LostProcessError, complain
 from utils import average_weights, finite, finite_weights, stream
 
@@ -252,7 +253,7 @@ def train_classifier(
     settings: Settings,
     label_names: Sequence[str] = (),
 ) -> None:
-    """Stage 2: generators and graph classifier learn the emotions together.
+    """Stage 2: generators and graph classifier learn the emotions together; what stage 1 has fused stays fused.
 
     What is kept is an exponential moving average of the weights over the steps: that of the last epoch, where the
     schedule has come to rest, or with a validation split that of the epoch which scores best there.
@@ -264,8 +265,12 @@ def train_classifier(
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = average_weights(network, EMA_DECAY)
+    if run.history["adversarial"] or settings.fusion.trained_run:
+        for generator in network.fusion.generators.values():
+            generator.rest()
     # Discriminators, decoders and translators rest: they keep old gradients, and decay would move them.
-    learning = [*nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()]
+    learning = nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()
+    learning = [p for p in learning if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, flags.lr, total_steps=flags.epochs * len(loader), cycle_momentum=False
@@ -319,6 +324,11 @@ def train_classifier(
 
 # Around the method ----------------------------------------------------------------------------------------------------
 
+FUSED = (
+    f"of GAN-FFN's stage 1, which looks at no label: the first {SHARED_CHANNELS} channels are shared by the "
+    "modalities, the others each modality's own"
+)
+
 
 def evaluate_run(command: Command) -> None:
     """Score a finished run again, or those of several seeds as one, on its own feature file or on another alike."""
@@ -340,15 +350,23 @@ def evaluate_run(command: Command) -> None:
 
 
 def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str) -> None:
-    """Write the fused features of every utterance in the places of the raw ones.
+    """Write the fused features of every utterance in the places of the raw ones, and how they were made.
 
     Raises:
         InputError: If the run had no stage 1, or the file cannot be written.
     """
     check_export(settings, corpus, path)
-    fusion = build_network(read_config(directory)["corpus"], settings.fusion, settings.classifier).fusion
+    config = read_config(directory)
+    fusion = build_network(config["corpus"], settings.fusion, settings.classifier).fusion
     load_weights(fusion.to(settings.run.device), fusion_weights(directory))
-    feature_files.write_nine_tuple(fused_corpus(fusion, load_standardiser(directory), corpus), path)
+    made = {"fused_features": FUSED, **{name: config.get(name) for name in ("seed", "git_commit", "features")}}
+    made |= {"settings": config["settings"]["fusion"], "splits": {s: len(ids) for s, ids in config["splits"].items()}}
+    fused = fused_corpus(fusion, load_standardiser(directory), corpus)
+    if Path(path).suffix == ".safetensors":
+        feature_files.write_container(fused, path, made)
+    else:  # the layout has no place for it, and its readers want nine items
+        feature_files.write_nine_tuple(fused, path)
+        write_json(Path(f"{path}.json"), made)
     say(f"Fused features of {len(corpus.dialogues)} dialogues written to {path} (no label was used).")
 
 

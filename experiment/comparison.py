@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from dataloader import IGNORE_LABEL, session_of
-from experiment.plan import class_names, read_predictions
+from experiment.predictions import class_names, read_predictions
 from experiment.run_directory import read_config
 from files import InputError, printable
 

@@ -196,6 +196,16 @@ def finish(seen: Insight) -> None:
         writer.close()
 
 
+def _fusion(figures: Any) -> dict[str, float]:
+    """What the report says of how well stage 1 has fused, a tag a figure."""
+    if not isinstance(figures, dict):
+        return {}
+    each = {"modality_probe": figures.get("modality_probe")}
+    for kind in ("discriminator_accuracy", "retrieval"):
+        each |= {f"{kind}_{plain(pair)}": x for pair, x in (figures.get(kind) or {}).items()}
+    return {f"fusion/{name}": float(x) for name, x in each.items() if isinstance(x, (int, float))}
+
+
 def _text(writer: Writer, seen: Insight) -> None:
     flags = json.dumps(seen.settings, indent=2)
     writer.add_text("run/flags", "".join(f"    {line}\n" for line in flags.splitlines()))
@@ -223,7 +233,7 @@ def _hparams(writer: Writer, seen: Insight, step: int) -> None:
     }
     for summary in hparams(chosen, scores):
         writer.file_writer.add_summary(summary)
-    for name, value in scores.items():
+    for name, value in {**scores, **_fusion(seen.report.get("fusion"))}.items():
         writer.add_scalar(name, value, step)
     per_class = seen.scores.get("per_class", {})
     for name, row in list(per_class.items())[:WATCHED]:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from tensorboardX.proto.event_pb2 import Event
 
+import feature_files
+import model
 import train_IEMOCAP
 from dataloader import class_weights
 from experiment.run import Run
@@ -185,6 +187,34 @@ def test_fused_features_load_as_the_field_loads_them(finished, corpus, tmp_path)
             tensor = torch.FloatTensor(np.array(modality[i]))
             assert tensor.shape == (len(dialogue), 16)
             assert tensor.isfinite().all()
+
+
+def test_exported_features_say_how_they_were_made(finished, corpus, tmp_path, capsys):
+    config = json.loads((finished / "config.json").read_text())
+    for name in ("fused.pkl", "fused.safetensors"):
+        assert train_IEMOCAP.main(["--evaluate", str(finished), "--export-fused", str(tmp_path / name)]) == 0
+    beside = json.loads((tmp_path / "fused.pkl.json").read_text())
+    assert beside["features"] == config["features"] and beside["settings"] == config["settings"]["fusion"]
+    assert "no label" in beside["fused_features"]
+    other, ours = read(tmp_path / "fused.pkl"), read(tmp_path / "fused.safetensors")
+    assert ours.provenance == beside
+    for i in corpus.dialogues:
+        for m, x in ours.dialogues[i].features.items():
+            assert np.array_equal(x, other.dialogues[i].features[m])
+    capsys.readouterr()
+    assert feature_files.main(["inspect", str(tmp_path / "fused.safetensors")]) == 0
+    assert "which looks at no label" in capsys.readouterr().out
+
+
+def test_exported_channels_have_mean_0_and_one_size_over_the_training_utterances(finished, tmp_path):
+    """So that neither tells the modality."""
+    assert train_IEMOCAP.main(["--evaluate", str(finished), "--export-fused", str(tmp_path / "fused.pkl")]) == 0
+    fused, learnt = read(tmp_path / "fused.pkl"), json.loads((finished / "config.json").read_text())["splits"]["train"]
+    for m in fused.dims:
+        rows = np.concatenate([fused.dialogues[i].features[m] for i in learnt])
+        shared, own = rows[:, : model.SHARED_CHANNELS], rows[:, model.SHARED_CHANNELS :]
+        assert np.abs(rows.mean(0)).max() < 0.01
+        assert np.allclose(shared.std(0), 1, atol=0.01) and np.allclose(own.std(0), model.OWN_SCALE, rtol=0.01)
 
 
 def test_fused_features_depend_on_no_label(features, corpus, tmp_path, capsys):

@@ -1,0 +1,295 @@
+"""Whether adversarial fusion fuses, and what the fused features are good for, on dialogues held out from it.
+
+    python benchmarks/fusion.py --features IEMOCAP_features/IEMOCAP_features.pkl --folds sessions --seeds 0,1,2
+    python benchmarks/fusion.py --demo --parts quality --seeds 0
+    python benchmarks/fusion.py --features FILE --parts quality -- --GAN-weight 0
+
+Three parts, with the flags after ``--`` given to the method:
+
+* ``quality``: stage 1 alone, which looks at no label. How often discriminators, a linear probe and a probe with hidden
+  layers tell the modality; the generators' adversarial losses over the last third of the epochs (even: 0.69); how often
+  an utterance's other modality is found among those of its dialogue, beside linear CCA on the same features and chance.
+* ``elsewhere``: networks of ``baselines.py`` on raw and on fused features, with rates chosen for each in the same way:
+  by cross-validation within the training dialogues of the first fold.
+* ``subset``: the whole method with all modalities and with one alone: trained on all as it is, trained with
+  ``--drop-modality`` 0.3 of each, and trained on that one alone.
+
+Every finished piece leaves a line in ``runs.jsonl`` in ``--out`` and is not computed again. The table, mean ± standard
+deviation over seeds and the mean of every fold, is printed and written to ``fusion.csv`` and ``fusion.md``, and drawn
+in ``fusion.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import baselines
+import common
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
+from sklearn.model_selection import GroupKFold
+from torch_geometric import seed_everything
+
+import utils
+from dataloader import Corpus, Dialogue, Standardiser, cross_validation
+from experiment import plots
+from experiment.evaluation import fused_corpus
+from experiment.flags import Parser, flag_type, parse_args
+from experiment.fusion_quality import fusion_quality, retrieval
+from experiment.run import Run
+from experiment.run_directory import write_csv
+from experiment.settings import Settings
+from experiment.trained import best_weights, build_network, load_weights, shape_of
+from files import InputError, replacing
+from model import AdversarialFusion
+from train_IEMOCAP import run_seed, train_adversarial_fusion
+
+DROP = 0.3  # of each modality, where a network learns to do without
+COMPONENTS = [(p, c) for p in (16, 32, 64) for c in (4, 8, 16)]  # of PCA and CCA, to choose from
+
+# What is measured: a function of settings (with the seed) and corpus (with the fold) gives name to figure ------------
+
+
+def fuse(settings: Settings, corpus: Corpus) -> tuple[AdversarialFusion, pd.DataFrame]:
+    """Stage 1 alone: what it came to, and its curves."""
+    data = common.standardised(corpus)
+    seed_everything(utils.stream(settings.run.seed, "weights"))
+    fusion = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device).fusion
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
+        run = Run(Path(directory), tensorboard=False, checkpoint_every=settings.fusion.epochs + 1)
+        train_adversarial_fusion(fusion, data["train"], run, settings)
+    return fusion, pd.DataFrame(run.history["adversarial"])
+
+
+def quality(settings: Settings, corpus: Corpus) -> dict[str, float]:
+    """What no label is needed to see."""
+    fusion, curves = fuse(settings, corpus)
+    data = common.standardised(corpus)
+    found = fusion_quality(fusion, data["train"], data["test"], nonlinear=True)
+    last = curves.tail(max(1, len(curves) // 3))
+    figures = {
+        "linear probe, %": found["modality_probe"],
+        "probe with hidden layers, shared channels, %": found["modality_probe_nonlinear_shared"],
+        "probe, chance": found["chance"]["modality_probe"],
+    }
+    figures |= {f"discriminator {pair}, %": x for pair, x in found["discriminator_accuracy"].items()}
+    figures |= {f"loss of G, {m}": float(last[f"{m}_G_loss"].mean()) for m in fusion.generators}
+    for m, k in fusion.pairs:
+        figures[f"retrieval {m}>{k}, %"] = found["retrieval"][f"{m}>{k}"]
+        figures[f"retrieval {m}>{k} by CCA, %"] = cca_retrieval(data["train"], data["test"], m, k)
+    return figures | {"retrieval, chance": found["chance"]["retrieval"]}
+
+
+def elsewhere(
+    settings: Settings, corpus: Corpus, networks: Sequence[str], rate: Callable[[str, str], float]
+) -> dict[str, float]:
+    """Other networks' weighted F1 on raw and on fused features."""
+    fusion, _ = fuse(settings, corpus)
+    fused = fused_corpus(fusion, Standardiser.fit(corpus.split("train")), corpus)
+    return {
+        f"{name}, {kind} features": baselines.score(
+            name, features, settings, settings.run.seed, rate(name, kind)
+        ).weighted_f1
+        for name in networks
+        for kind, features in (("raw", corpus), ("fused", fused))
+    }
+
+
+def subset(settings: Settings, corpus: Corpus) -> dict[str, float]:
+    """The method's weighted F1 with all modalities, and with one of them."""
+    figures: dict[str, float] = {}
+    drop = dict.fromkeys(corpus.dims, DROP)
+    for name, of_run in {
+        "trained on all": settings,
+        f"trained with --drop-modality {DROP:g}": settings.replace(augmentation__drop_modality=drop),
+    }.items():
+        score = trained(of_run, corpus)
+        figures[f"whole, {name}"] = score(None)
+        figures |= {f"{m} alone, {name}": score(m) for m in corpus.dims}
+    for m in corpus.dims:
+        figures[f"{m} alone, trained on it alone"] = trained(settings, corpus.select_modalities([m]))(None)
+    return figures
+
+
+def trained(settings: Settings, corpus: Corpus) -> Callable[[str | None], float]:
+    """Train the method. Returns its weighted F1 on test when one modality is there, or all."""
+    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()):
+        directory = Path(temporary)
+        if "interrupted" in run_seed(settings, corpus, directory):
+            raise KeyboardInterrupt
+        network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
+        load_weights(network, best_weights(directory))
+    test = common.standardised(corpus)["test"]
+    return lambda modality: common.weighted_f1(network, [only(d, modality) for d in test])
+
+
+def only(dialogue: Dialogue, modality: str | None) -> Dialogue:
+    """The dialogue with no modality but this one, or as it is."""
+    gone = {m: np.full_like(x, np.nan) for m, x in dialogue.features.items() if modality not in (None, m)}
+    return replace(dialogue, features={**dialogue.features, **gone})
+
+
+def cca_retrieval(train: Sequence[Dialogue], held_out: Sequence[Dialogue], m: str, k: str) -> float:
+    """How often linear CCA finds an utterance's other modality among those of its dialogue, in percent.
+
+    It reads what generators read, by principal components; how many of both was chosen on the training dialogues.
+    """
+    x, y, dialogue = paired(train, m, k)
+    folds = list(GroupKFold(3).split(x, groups=dialogue))
+    tried = {
+        choice: np.mean([correlated(x[a], y[a], x[b], y[b], dialogue[b], *choice) for a, b in folds])
+        for choice in COMPONENTS
+        if choice[1] <= min(choice[0], x.shape[1], y.shape[1])
+    }
+    return correlated(x, y, *paired(held_out, m, k), *max(tried, key=lambda choice: tried[choice]))
+
+
+def correlated(
+    x: np.ndarray, y: np.ndarray, query: np.ndarray, found: np.ndarray, dialogue: np.ndarray, principal: int, pairs: int
+) -> float:
+    """Retrieval of `found` by `query` where CCA has learnt from x and y."""
+    reduce = [PCA(min(principal, each.shape[1], len(each)), whiten=True).fit(each) for each in (x, y)]
+    cca = CCA(pairs, max_iter=1000).fit(reduce[0].transform(x), reduce[1].transform(y))
+    return retrieval(*cca.transform(reduce[0].transform(query), reduce[1].transform(found)), dialogue)
+
+
+def paired(dialogues: Sequence[Dialogue], m: str, k: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both modalities' features, beside the same less their speaker's mean, and the dialogue of each utterance."""
+    rows: dict[str, list[np.ndarray]] = {m: [], k: []}
+    for d in dialogues:
+        for modality, parts in rows.items():
+            x = pd.DataFrame(d.features[modality])
+            parts.append(np.hstack([x, x - x.groupby(d.speaker_index).transform("mean")]))
+    x, y = (np.concatenate(parts) for parts in rows.values())
+    dialogue = np.repeat(np.arange(len(dialogues)), [len(d) for d in dialogues])
+    there = ~np.isnan(np.hstack([x, y])).any(1)
+    return x[there], y[there], dialogue[there]
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line a measure of rows ``seed, fold, measure, value``."""
+    lines = []
+    for measure, of_measure in rows.groupby("measure", sort=False):
+        folds = of_measure.groupby("fold", sort=False)["value"].mean()
+        by_seed = of_measure.groupby("seed")["value"].mean().tolist()
+        lines.append({"measure": measure, "seeds": len(by_seed), "mean ± sd": common.mean_and_deviation(by_seed)})
+        lines[-1] |= {fold: round(value, 2) for fold, value in folds.items()} if len(folds) > 1 else {}
+    return pd.DataFrame(lines)
+
+
+def picture(rows: pd.DataFrame) -> plt.Figure:
+    """Every measure in percent: a dot a fold, a line at the mean."""
+    shown = rows[~rows["measure"].str.startswith("loss")]
+    means = shown.groupby(["measure", "fold"], sort=False)["value"].mean().reset_index()
+    measures = list(dict.fromkeys(means["measure"]))
+    figure, axis = plt.subplots(figsize=(plots.PAGE, 0.6 + 0.26 * len(measures)))
+    for at, measure in enumerate(measures):
+        values = means.loc[means["measure"] == measure, "value"]
+        axis.plot(values, [at] * len(values), "o", color="C0", alpha=0.6)
+        axis.plot([values.mean()] * 2, [at - 0.35, at + 0.35], color="black")
+    axis.set_yticks(range(len(measures)), measures)
+    axis.invert_yaxis()
+    axis.set(xlabel="percent: a dot a fold, a line at the mean", xlim=(0, 100))
+    axis.grid(axis="y", alpha=0.3)
+    return figure
+
+
+PARTS = ("quality", "elsewhere", "subset")
+
+
+def names(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads a list of some of these, each once."""
+
+    def read(text: str) -> list[str]:
+        chosen = list(dict.fromkeys(text.split(",")))
+        if unknown := [name for name in chosen if name not in allowed]:
+            raise ValueError(f"unknown: {unknown[0]!r:.40}; choose among {', '.join(allowed)}")
+        return chosen
+
+    return read
+
+
+def build_parser() -> Parser:
+    """All flags."""
+    parser = common.make_parser("Whether adversarial fusion fuses, and what for.", (*common.DATA, "--device"))
+    common.add_seeds(parser, "0,1,2")
+    common.add_folds(parser)
+    parser.add_argument("--parts", type=flag_type(names(PARTS)), metavar="LIST", default=",".join(PARTS), help="which")
+    networks = flag_type(names(tuple(baselines.RATES)))
+    parser.add_argument("--networks", type=networks, metavar="LIST", default="gru,lstm,logistic", help="of elsewhere")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/fusion"), help="where the tables go")
+    parser.add_argument("flags", nargs="*", metavar="FLAG", help="after --: more flags for train_IEMOCAP.py")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    shared = parse_args([*given.flags, "--no-tensorboard", "--no-pictures"]).settings
+    settings, own = common.parse(parser, argv, shared)
+    return common.ending(lambda: measure(settings, own))
+
+
+def measure(settings: Settings, own: argparse.Namespace) -> None:
+    """Measure what is not measured yet; write the tables."""
+    settings, corpus = common.prepare(settings)
+    if len(corpus.dims) < 2:
+        raise InputError(f"{corpus.name}: one modality; there is nothing to fuse")
+    folds = cross_validation(corpus, own.folds, own.folds_over) if own.folds else {"test": corpus}
+
+    @cache
+    def rate(name: str, kind: str) -> float:
+        first = next(iter(folds.values()))
+        if kind == "fused":
+            fusion, _ = fuse(settings, first)
+            first = fused_corpus(fusion, Standardiser.fit(first.split("train")), first)
+        chosen, _ = baselines.choose_rate(name, first, settings)
+        print(f"{name} on {kind} features: rate {chosen:g}", flush=True)
+        return chosen
+
+    pieces: dict[str, Callable[[Settings, Corpus], dict[str, float]]] = {
+        "quality": quality,
+        "elsewhere": lambda of_run, part: elsewhere(of_run, part, own.networks, rate),
+        "subset": subset,
+    }
+    own.out.mkdir(parents=True, exist_ok=True)
+    lines = own.out / "runs.jsonl"
+    for seed in own.seeds:
+        for fold, part in folds.items():
+            for name in own.parts:
+                if (f"{name} {fold}", seed) not in common.finished_runs(lines):
+                    figures = pieces[name](settings.replace(run__seed=seed), part)
+                    common.append(lines, {"row": f"{name} {fold}", "seed": seed, "fold": fold, "figures": figures})
+                    print(f"seed {seed}, {fold}, {name}: done", flush=True)
+    rows = pd.DataFrame(
+        {"seed": line["seed"], "fold": line["fold"], "measure": measure, "value": value}
+        for line in common.finished_runs(lines).values()
+        for measure, value in line["figures"].items()
+    )
+    order = {name: at for at, name in enumerate(dict.fromkeys(rows["measure"]))}
+    rows = rows.sort_values("measure", key=lambda column: column.map(order), kind="stable")
+    write_csv(own.out / "fusion.csv", rows)
+    text = common.markdown(table(rows))
+    with replacing(own.out / "fusion.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    plots.save(picture(rows), own.out / "fusion")
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
