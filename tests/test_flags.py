@@ -113,11 +113,11 @@ REACHES = {
     "fusion.loss": (["--GAN-loss", "reference"], learnt("fusion")),
     "fusion.generator": (
         ["--generator", "transformer"],
-        appears("fusion.generators.text.encoder.layers.1.linear1.weight", (32, 16)),
+        appears("fusion.generators.text.encoder.layers.1.linear1.weight", (512, 256)),
     ),
     "fusion.channels": (
         ["--fused-channels", "20"],
-        lambda run: run.shape("fusion.generators.text.embed.weight") == (20, 16),
+        lambda run: run.shape("fusion.generators.text.own.0.weight") == (12, 16),
     ),
     "fusion.dropout": (["--dropout", "0.1"], learnt()),
     "fusion.trained_run": (
@@ -215,7 +215,7 @@ def test_every_setting_reaches_what_it_is_for(name, base, features, tmp_path, mo
     patch(train_IEMOCAP.utils, "choose_device", device=0)
     patch(train_IEMOCAP.utils, "choose_determinism", deterministic=0)
     patch(train_IEMOCAP, "Run", checkpoint_every="checkpoint_every")
-    monkeypatch.setattr(train_IEMOCAP, "synthetic_corpus", small_corpus)
+    monkeypatch.setattr("experiment.corpus.synthetic_corpus", small_corpus)
     data = [] if name in ("data.demo", "data.features") else ["--features", features]
     try:
         run = train(tmp_path / "run", *data, *QUICK, *[places.get(flag, flag) for flag in flags])

@@ -49,7 +49,7 @@ def test_the_chinese_readme_is_in_step():
 
 def test_the_lines_of_the_readme_run_as_written(folder, capsys, monkeypatch):
     small = synthetic_corpus(train=8, test=4, mean_length=8)
-    monkeypatch.setattr(train_IEMOCAP, "synthetic_corpus", lambda *_, **__: small)  # what --demo trains on
+    monkeypatch.setattr("experiment.corpus.synthetic_corpus", lambda *_, **__: small)  # what --demo trains on
     elsewhere = ("--download", "extract_features", "runs/mine")  # the last two: test_extract.py
     lines = [line for line in shell_lines("README.md") if not any(word in line for word in elsewhere)]
     assert len(lines) == 5
