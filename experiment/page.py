@@ -233,12 +233,12 @@ def reliability_part(seen: Insight) -> dict[str, Any]:
     if not isinstance(said, dict) or not isinstance(said.get("before"), dict):
         return found
     after = said.get("after") or {}
-    for key, name, scale in (
-        ("expected_calibration_error", "expected calibration error (%)", 100),
-        ("brier_score", "Brier score", 1),
-        ("negative_log_likelihood", "negative log-likelihood (nats)", 1),
+    for key, name, form, scale in (
+        ("expected_calibration_error", "expected calibration error (%)", ".1f", 100),
+        ("brier_score", "Brier score", ".3f", 1),
+        ("negative_log_likelihood", "negative log-likelihood (nats)", ".3f", 1),
     ):
-        values = [scale * float(side[key]) if key in side else None for side in (said["before"], after)]
+        values = [_shown(scale * float(side[key]), form) if key in side else "–" for side in (said["before"], after)]
         found["rows"].append({"name": name, "before": values[0], "after": values[1]})
     if said.get("temperature") is not None:
         found["about"] = (
@@ -346,7 +346,7 @@ def flags_text(seen: Insight) -> list[str]:
 
 
 def _shown(number: float | None, form: str) -> str:
-    return "–" if number is None or not math.isfinite(number) else format(number, form)
+    return "–" if number is None or not math.isfinite(number) else format(number, form).replace("-", "−")
 
 
 @cache
@@ -355,7 +355,7 @@ def environment() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.globals |= {"swatch": svg.swatch, "symbols": svg.symbols, "as_json": as_json}
-    for name, form in (("percent", ".1f"), ("two", ".2f"), ("three", ".3f"), ("signed", "+.1f")):
+    for name, form in (("percent", ".1f"), ("two", ".2f"), ("signed", "+.1f")):
         made.filters[name] = partial(_shown, form=form)
     return made
 

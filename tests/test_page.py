@@ -228,7 +228,7 @@ def test_what_the_report_says_of_calibration_is_beside_the_diagram(tmp_path, tem
     assert f"Expected calibration error {100 * said['before']['expected_calibration_error']:.1f} %" in text
     rows = re.findall(r"<td>([\d.–]+)</td>", text.split('id="calibration"')[1].split("</table>")[0])
     values = [f"{x:.3f}" for x in said["before"].values()]
-    values[0] = f"{100 * said['before']['expected_calibration_error']:.3f}"
+    values[0] = f"{100 * said['before']['expected_calibration_error']:.1f}"
     assert rows[::2] == values
     assert (rows[1::2] == ["–"] * 3) == (temperature is None) and ("uncalibrated" in text) == (temperature is None)
     assert ("Temperature 1.50, fitted on 40 utterances of 3 dialogues (valid)" in text) == bool(temperature)
