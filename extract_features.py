@@ -101,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="utterances encoded at once at most (default 32)"
     )
-    group.add_argument("--shard", metavar="K/N", help="write part K of N only; 'feature_files.py merge' joins them")
+    group.add_argument(
+        "--shard", metavar="K/N", help="write part K of N only; 'python -m feature_files merge' joins them"
+    )
     return parser
 
 

@@ -28,12 +28,10 @@ from experiment.evaluation import BATCH_SIZE, assess_predictions, evaluate, extr
 from experiment.run_directory import read_config
 from experiment.settings import Settings, check_seeds, from_json
 from experiment.trained import best_weights, build_network, load_standardiser, load_weights, standardiser_file
+from feature_files.container import other_encoder
 from feature_files.unlabelled import read_unlabelled
 from files import InputError, printable
 from model import GANFFN
-
-# What of an encoder decides its features, of all that a feature file's provenance says of it.
-ENCODER_KEYS = ("model", "revision", "layers", "context", "pooling", "face", "pictures_a_second", "most_pictures")
 
 Dialogues = str | Path | Corpus | Sequence[Dialogue] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -275,16 +273,14 @@ class Model:
             return
         for m in self.dims:
             one, other = before.get(m), now.get(m)
-            if isinstance(one, Mapping) and isinstance(other, Mapping):
-                for key in ENCODER_KEYS:
-                    if one.get(key) != other.get(key):
-                        raise InputError(
-                            printable(
-                                f"{path}: {m}: its encoder's {key} is {other.get(key)!r:.80}, but {one.get(key)!r:.80} "
-                                f"where the run {self.directory} was trained; make the features by the run's encoder",
-                                None,
-                            )
-                        )
+            if isinstance(one, Mapping) and isinstance(other, Mapping) and (key := other_encoder(one, other)):
+                raise InputError(
+                    printable(
+                        f"{path}: {m}: its encoder's {key} is {other.get(key)!r:.80}, but {one.get(key)!r:.80} "
+                        f"where the run {self.directory} was trained; make the features by the run's encoder",
+                        None,
+                    )
+                )
 
 
 def load(directory: str | Path, device: str = "auto") -> Model:

@@ -223,7 +223,8 @@ class Probabilities:
         """From JSON, or from a flag."""
         if not isinstance(value, Mapping):
             raise ValueError(f"{value!r:.40} is no dictionary of modalities")
-        return dict(zip(Modalities().check(list(value)), [PROBABILITY.check(p) for p in value.values()], strict=True))
+        names = Modalities().check(list(value)) if value else ()
+        return dict(zip(names, [PROBABILITY.check(p) for p in value.values()], strict=True))
 
 
 @dataclass(frozen=True)

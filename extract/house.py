@@ -3,7 +3,7 @@
 from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus
 from feature_files import media_digest, read, stream_container, write_nine_tuple
 from feature_files.checks import MELD_LABELS
-from feature_files.container import sha256_of
+from feature_files.container import other_encoder, sha256_of
 from files import InputError, WriteError, replacing
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "InputError",
     "WriteError",
     "media_digest",
+    "other_encoder",
     "read",
     "replacing",
     "sha256_of",

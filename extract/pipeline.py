@@ -25,7 +25,17 @@ from tqdm import tqdm
 from . import media
 from .cache import Cache, key_of
 from .encoders import Settings, encoders, settings_dict, settings_of
-from .house import IGNORE_LABEL, MODALITIES, Corpus, InputError, media_digest, read, stream_container, write_nine_tuple
+from .house import (
+    IGNORE_LABEL,
+    MODALITIES,
+    Corpus,
+    InputError,
+    media_digest,
+    other_encoder,
+    read,
+    stream_container,
+    write_nine_tuple,
+)
 from .listing import Clip, Listing, Utterance, shown
 from .models import Encoder
 from .workers import Workers
@@ -213,13 +223,12 @@ def for_run(
         chosen = encoders(settings, device, rows.sha256)
     before = dict(provenance.get("encoders") or {})
     for modality, encoder in chosen.items():
-        for key in ("revision", "layers", "context", "pooling", "face", "pictures_a_second", "most_pictures"):
-            now, then = encoder.about.get(key), before.get(modality, {}).get(key)
-            if now != then:
-                raise InputError(
-                    f"--{modality}: {key} is {shown(now)}, and was {shown(then)} for the run; name the encoder that "
-                    "the run was trained with"
-                )
+        then = before.get(modality, {})
+        if key := other_encoder(then, encoder.about):
+            raise InputError(
+                f"--{modality}: {key} is {shown(encoder.about.get(key))}, and was {shown(then.get(key))} for the run; "
+                "name the encoder that the run was trained with"
+            )
     run(listing, settings, out, cache=cache, device=device, opened=chosen, **options)
     corpus = read(out, missing="mask", needs=())
     lost = {m: width for m, width in (dims or {}).items() if m not in corpus.dims}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def recognise(path: Path, spec: str, device: str, cache: Path) -> tuple[Segments
     model = locate(FLAG, name, "config.json", sha256_of)
     packages = versions("transformers", "torch", "soundfile", "av")
     about = {"recogniser": spec, "revision": model.revision, "licence": model.licence, "packages": packages}
+    print(f"transcript: {spec}, licence: {model.licence}", file=sys.stderr)
     kept = cache / f"transcript-{key_of(sha256_of(path), about).hex()[:32]}.json"
     try:
         return [(start, end, text) for start, end, text in json.loads(kept.read_text("utf-8"))], about

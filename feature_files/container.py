@@ -26,6 +26,8 @@ FORMAT = "gan-ffn-features-1"
 DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U8": np.uint8}
 BRACKETS = 1000  # of the smallest JSON
 LONGEST_PROVENANCE = 100_000  # characters
+# What of an encoder decides its features, of all that a file's provenance says of it.
+ENCODER_KEYS = ("model", "revision", "layers", "context", "pooling", "face", "pictures_a_second", "most_pictures")
 COLUMNS = ("speakers", "sentences", "utterances")
 
 
@@ -143,6 +145,11 @@ def open_container(path: Path, verify: bool = True, unlabelled: bool = False) ->
     )
     digest = hashlib.sha256(header).hexdigest() if entries.keys() <= sums.keys() else sha256_of(path)
     return parts, path.stat().st_size, digest
+
+
+def other_encoder(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first of `ENCODER_KEYS` by which the encoders of two provenances differ; None where their features fit."""
+    return next((key for key in ENCODER_KEYS if before.get(key) != now.get(key)), None)
 
 
 def plain(text: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import predict
 import train_IEMOCAP
@@ -25,6 +26,7 @@ from experiment.calibration import (
 )
 from experiment.prediction import load
 from feature_files import read, write_container, write_nine_tuple
+from feature_files.container import FORMAT
 from files import InputError
 from synthetic import synthetic_corpus
 
@@ -125,6 +127,51 @@ def test_a_file_without_labels_is_predicted_as_one_with_them(folder, model, tmp_
         assert 0 < lost.sum() < len(table) and table["correct"].isna().to_numpy().tolist() == lost.tolist()
     else:
         assert "label" not in table
+
+
+def unlabelled(layout, corpus, folder):
+    """The corpus as a file of a layout, without any label."""
+    dialogues = corpus.dialogues.values()
+    if layout == "dag-erc":
+        turns = [
+            [
+                {"text": said, "speaker": who, "cls": row.tolist()}
+                for said, who, row in zip(d.sentences, d.speakers, d.features["text"], strict=True)
+            ]
+            for d in dialogues
+        ]
+        path = folder / "test_data_roberta.json.feature"
+        path.write_text(json.dumps(turns))
+        return path
+    if layout == "merbench":
+        np.savez(folder / "label.npz", whole_corpus={u: {} for d in dialogues for u in d.utterances})
+        for m in DIMS:
+            (folder / m).mkdir()
+            for d in dialogues:
+                for u, row in zip(d.utterances, d.features[m], strict=True):
+                    np.save(folder / m / f"{u}.npy", row)
+        return folder
+    about = {
+        "dialogues": [(d.id, len(d)) for d in dialogues],
+        **{name: [x for d in dialogues for x in getattr(d, name)] for name in ("speakers", "sentences", "utterances")},
+    }
+    path = folder / "ours.safetensors"
+    tensors = {m: np.concatenate([d.features[m] for d in dialogues]) for m in DIMS}
+    save_file(tensors, path, {"format": FORMAT, "corpus": json.dumps(about)})
+    return path
+
+
+@pytest.mark.parametrize("layout", ["dag-erc", "merbench", "gan-ffn"])
+def test_layouts_that_train_on_labels_are_predicted_without(folder, model, corpus, tmp_path, capsys, layout):
+    path, out = unlabelled(layout, corpus, tmp_path), tmp_path / "p.csv"
+    assert predict.main([str(folder / "run" / "seed0"), str(path), "--missing", "mask", "--out", str(out)]) == 0
+    said, table = capsys.readouterr(), pd.read_csv(out)
+    assert "labels" not in said.err and "Performance" not in said.out and "label" not in table
+    assert len(table) == sum(map(len, corpus.dialogues.values()))
+    assert ("utterances lack visual" in said.err) == (layout == "dag-erc")
+    if layout == "gan-ffn":
+        columns = [f"p_{name}" for name in corpus.label_names]
+        assert np.allclose(table[columns], model.predict(corpus)[columns], atol=2e-6)
 
 
 def test_labels_of_other_classes_are_left_out(folder, model, tmp_path):
@@ -300,6 +347,8 @@ def test_escape_sequences_never_reach_the_terminal(folder, tmp_path, capsys):
         (["RUN", "FILE", "--stream"], "give one of FILE"),
         (["RUN", "--stream", "--json"], "--json goes with a FILE"),
         (["RUN", "FILE", "--strict"], "--strict goes with --stream"),
+        (["RUN", "FILE", "--transcribe", "transformers:x"], "--transcribe goes with --recording"),
+        (["RUN", "--recording", "a.wav"], "no settings of extract_features.py|a.wav: no such file"),
         (["RUN", "FILE", "--device", "tpu"], "tpu"),
         (["RUN", "--stream"], "--stream: the run reads what comes after.*--causal"),
         (["RUN", "--export", "model.bin"], "neither .onnx nor .pt2"),
