@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import utils
+from experiment.checks import check_jobs
 from experiment.console import leave, say
 from experiment.corpus import load_corpus
 from experiment.jobs import Job, do_all
@@ -47,10 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
     sweep = parse_args(argv)
     try:
-        from experiment.search import look_back, open_study
+        from experiment.search import look_back, open_study, search
 
         sweep, out = here(sweep), Path(sweep.out)
-        study = open_study(sweep, load_corpus(sweep.settings, ["train"]))
+        corpus = load_corpus(sweep.settings, ["train"])
+        check_jobs(sweep.jobs, sweep.settings, corpus)
+        study = open_study(sweep, corpus)
         if sweep.jobs > 1 or sweep.cluster:
             alone = [*argv, "--jobs", "1"]
             names = [f"worker{number}" for number in range(sweep.jobs)]
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise TrainingError("; ".join(sorted(failed)))
             stopped = next((result["interrupted"] for result in results.values() if "interrupted" in result), None)
         else:
-            stopped = work(argv).get("interrupted")
+            stopped = search(sweep, corpus, run_seed)
         say(look_back(sweep, study))
         if stopped:
             complain(f"Interrupted in {stopped}. The same command goes on.")

@@ -27,7 +27,7 @@ from experiment.run_directory import LOG, check_same_run, is_leftover, locked, w
 from experiment.settings import Settings, contradiction, differences, from_json, read_json
 from experiment.sweep_flags import Range, Sweep
 from files import InputError, TrainingError, complain
-from utils import stream
+from utils import out_of_memory, stream
 
 try:
     import optuna
@@ -161,9 +161,9 @@ def search(sweep: Sweep, corpus: Corpus, train: Train) -> str | None:
                 state, told = optuna.trial.TrialState.COMPLETE, "interrupted" if figure is None else f"F1 {figure:.2f}"
             except optuna.TrialPruned as pruned:
                 figure, state, told = None, optuna.trial.TrialState.PRUNED, f"pruned{pruned}"
-            except StorageError:
-                raise
-            except TrainingError as error:
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, StorageError) or not (isinstance(error, TrainingError) or out_of_memory(error)):
+                    raise
                 figure, state, told = None, optuna.trial.TrialState.FAIL, f"failed: {error}"
             if told == "interrupted":
                 return f"trial {trial.number}"

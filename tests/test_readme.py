@@ -12,7 +12,6 @@ import pytest
 from documented import ROOT, run, shell_lines
 from small import small_corpus, write
 
-import train_IEMOCAP
 from synthetic import synthetic_corpus
 
 
