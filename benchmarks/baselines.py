@@ -47,7 +47,7 @@ from experiment.flags import Parser, flag_type
 from experiment.run import Run
 from experiment.run_directory import write_csv
 from experiment.settings import Number, Settings
-from files import InputError, replacing
+from files import InputError
 from model import GANFFN, dialogue_edges, padded
 from train_IEMOCAP import train_classifier
 
@@ -369,8 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         frame = table(pd.DataFrame(rows))
         print(f"\n{common.markdown(frame)}")
         if own.out and not status:
-            with replacing(own.out / "baselines.md") as temporary:
-                temporary.write_text(common.markdown(frame), encoding="utf-8")
+            common.write_text(own.out / "baselines.md", common.markdown(frame))
     return status
 
 

@@ -27,7 +27,7 @@ from experiment.evaluation import evaluate
 from experiment.flags import HelpFormatter, Parser, add_settings, flag_type
 from experiment.settings import Settings, contradiction, parse_folds, parse_seeds
 from experiment.start import ending as ending
-from files import InputError
+from files import InputError, replacing
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPT = PROJECT / "train_IEMOCAP.py"
@@ -52,6 +52,13 @@ def add_folds(parser: Parser) -> None:
     """Give a parser the flags of cross-validation."""
     parser.add_argument("--folds", type=flag_type(parse_folds), metavar="K", help="sessions, or a number of folds")
     parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
+
+
+def add_cpu_seconds(parser: Parser) -> None:
+    """Give a parser the flag that says which clock to use."""
+    parser.add_argument(
+        "--cpu-seconds", action="store_true", help="of all threads, not the clock's: for a machine that others use"
+    )
 
 
 def parse(
@@ -139,6 +146,12 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     """Mean ± standard deviation (n - 1); of a single value there is no deviation."""
     deviation = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "–"
     return f"{np.mean(values):.2f} ± {deviation}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def markdown(frame: pd.DataFrame) -> str:

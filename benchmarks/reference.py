@@ -325,9 +325,7 @@ def build_parser() -> Parser:
     parser.add_argument("--epochs", type=whole, metavar="N", help="at most so many of each stage (default: all)")
     parser.add_argument("--GAN-epochs", type=whole, metavar="N", help="at most so many of stage 1 (default: --epochs)")
     parser.add_argument("--batches", type=whole, metavar="N", help="at most so many an epoch (default: all)")
-    parser.add_argument(
-        "--cpu-seconds", action="store_true", help="of all threads, not the clock's: for a machine that others use"
-    )
+    common.add_cpu_seconds(parser)
     parser.add_argument("--defects", type=flag_type(defects), metavar="LIST", default="", help=", ".join(DEFECTS))
     return parser
 

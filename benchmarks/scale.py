@@ -43,7 +43,7 @@ from experiment.flags import Parser, flag_type, parse_args
 from experiment.run_directory import write_csv
 from experiment.settings import Number
 from feature_files.stream import stream_container
-from files import InputError, TrainingError, replacing
+from files import InputError, TrainingError
 from train_IEMOCAP import load_corpus, run_seed
 
 DIMS = {"text": 100, "visual": 512, "acoustic": 100}  # IEMOCAP's
@@ -238,9 +238,7 @@ def build_parser() -> Parser:
     wide = flag_type(Number(int, 1000, 100_000_000).parse)
     parser.add_argument("--utterances", type=wide, metavar="N", default=20_000, help="of 3,000 features")
     parser.add_argument("--million", action="store_true", help="also 1,000,000 utterances of 3,000 features: 13 GB")
-    parser.add_argument(
-        "--cpu-seconds", action="store_true", help="of all threads, not the clock's: for a machine that others use"
-    )
+    common.add_cpu_seconds(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write scale.csv, scale.md and scale.png there")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="more flags for train_IEMOCAP.py")
@@ -268,8 +266,7 @@ def run(own: argparse.Namespace) -> None:
     print(f"\n{text}")
     if own.out:
         write_csv(own.out / "scale.csv", frame)
-        with replacing(own.out / "scale.md") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        common.write_text(own.out / "scale.md", text)
         draw(frame, own.out / "scale.png")
 
 
