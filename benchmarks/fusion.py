@@ -51,7 +51,7 @@ from experiment.run import Run
 from experiment.run_directory import write_csv
 from experiment.settings import Settings
 from experiment.trained import best_weights, build_network, load_weights, shape_of
-from files import InputError, replacing
+from files import InputError
 from model import AdversarialFusion
 from train_IEMOCAP import run_seed, train_adversarial_fusion
 
@@ -285,8 +285,7 @@ def measure(settings: Settings, own: argparse.Namespace) -> None:
     rows = rows.sort_values("measure", key=lambda column: column.map(order), kind="stable")
     write_csv(own.out / "fusion.csv", rows)
     text = common.markdown(table(rows))
-    with replacing(own.out / "fusion.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    common.write_text(own.out / "fusion.md", text)
     plots.save(picture(rows), own.out / "fusion")
     print(f"\n{text}")
 
