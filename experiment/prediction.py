@@ -147,8 +147,21 @@ class Model:
         Args:
             dialogues: As `read` gave them.
             calibrated: Whether temperatures are used, where there are any.
+
+        Raises:
+            InputError: If features are so far from those of training that numbers overflow.
         """
-        return np.mean([member.probabilities(dialogues, calibrated) for member in self.members], 0)
+        each = np.mean([member.probabilities(dialogues, calibrated) for member in self.members], 0)
+        if (lost := ~np.isfinite(each).all(1)).any():
+            owner = np.repeat(np.arange(len(dialogues)), [len(d) for d in dialogues])[lost.argmax()]
+            raise InputError(
+                printable(
+                    f"dialogue {dialogues[owner].id!r:.80}: features so far from those that the run {self.directory} "
+                    "was trained on that nothing comes of them; make them by the run's own encoder",
+                    None,
+                )
+            )
+        return each
 
     def embed(self, dialogues: Dialogues, missing: str = "refuse") -> Embedding:
         """Fused features and the classifier's last layer, for other work.

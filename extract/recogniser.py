@@ -41,7 +41,6 @@ def recognise(path: Path, spec: str, device: str, cache: Path) -> tuple[Segments
     model = locate(FLAG, name, "config.json", sha256_of)
     packages = versions("transformers", "torch", "soundfile", "av")
     about = {"recogniser": spec, "revision": model.revision, "licence": model.licence, "packages": packages}
-    print(f"transcript: {spec}, licence: {model.licence}", file=sys.stderr)
     kept = cache / f"transcript-{key_of(sha256_of(path), about).hex()[:32]}.json"
     try:
         return [(start, end, text) for start, end, text in json.loads(kept.read_text("utf-8"))], about
@@ -72,6 +71,7 @@ def _heard(path: Path, name: str, model: Any, device: str) -> Segments:
     config = loading(FLAG, name, lambda: library.AutoConfig.from_pretrained(model.source, revision=model.commit))
     if config.model_type != "whisper":
         raise InputError(f"{FLAG}: {shown(name)}: hears no sentences with their times; name a Whisper model")
+    print(f"transcript: {shown(name)}, licence: {model.licence}", file=sys.stderr)
     hear = loading(
         FLAG,
         name,

@@ -458,7 +458,7 @@ exec {sys.executable} {ROOT}/$script "$@"
     for shim in shims.iterdir():
         shim.chmod(0o755)
     found = {**os.environ, "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
-    ran = subprocess.run(["bash", "-ec", block], cwd=folder, env=found, capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(["bash", "-ec", block], cwd=folder, env=found, capture_output=True, text=True, timeout=1800)
     assert ran.returncode == 0, ran.stderr
     return Said(ran.stdout, ran.stderr)
 

@@ -213,6 +213,15 @@ def test_evaluate_takes_the_directory_of_several_seeds(folder, tmp_path, capsys)
     assert report["test"]["accuracy"] == pytest.approx(summary["ensemble"]["accuracy"])
 
 
+def test_features_from_which_nothing_comes_are_refused_and_not_called_an_emotion(model, corpus):
+    first, second, *_ = corpus.dialogues.values()
+    far = replace(second, features={**second.features, "text": np.full_like(second.features["text"], 3e38)})
+    with pytest.raises(
+        InputError, match=f"dialogue '{far.id}': features so far from those .* by the run's own encoder"
+    ):
+        model.predict([first, far])
+
+
 def test_embedding_is_what_the_classifier_reads(folder, model, corpus):
     embedding = model.embed(corpus)
     count = sum(map(len, corpus.dialogues.values()))
