@@ -50,6 +50,7 @@ from experiment.plan import out_of_fold, plan, train_plan
 from experiment.rescoring import rescore
 from experiment.run import Run
 from experiment.run_directory import (
+    check_same_run,
     locked,
     prepare_directory,
     read_config,
@@ -387,6 +388,8 @@ def train(command: Command) -> int:
             prepare_directory(directory, corpus, resume=bool(command.resume), overwrite=command.overwrite)
             if runs[0].name:
                 several = {"seeds": command.seeds, "folds": command.folds, "folds_over": command.folds_over}
+                for run in runs:  # before anything is written
+                    check_same_run(directory / run.name, run.settings, run.corpus)
                 write_config(directory, settings, corpus, several)
             figures = train_plan(runs, directory, run_seed, command.jobs, command.cluster)
             if runs[0].name:
