@@ -221,6 +221,7 @@ class ChannelNorm(nn.BatchNorm1d):
             variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x)))
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_var.lerp_(variance.detach(), self.momentum)
+            self.num_batches_tracked += 1
             return (x - mean) / (variance + self.eps).sqrt()
         if learning and len(x) > 1:
             return super().forward(x)
@@ -240,7 +241,7 @@ class FeedForward(nn.Module):
             nn.LayerNorm(channels),
             nn.Linear(channels, 2 * channels),
             nn.GELU(),
-            nn.Linear(2 * channels, channels),
+            nn.Linear(2 * channels, channels, bias=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -284,7 +285,7 @@ class FusedFeatureGenerator(nn.Module):
         super().__init__()
         self.causal = causal
         self.embed = nn.Linear(2 * in_channels, hidden)
-        self.head = nn.Linear(hidden, shared_channels)
+        self.head = nn.Linear(hidden, shared_channels, bias=False)  # the normalisation behind it would take it away
         self.own = nn.Sequential(
             nn.Linear(2 * in_channels, fused_channels - shared_channels),
             nn.Dropout(dropout),

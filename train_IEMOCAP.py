@@ -145,18 +145,13 @@ def train_adversarial_fusion(
     weights = fusion.loss_weights(settings.fusion.weight)
     average = average_weights(fusion.generators, EMA_DECAY)
     generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.translators])
-    generator_optimizer = torch.optim.AdamW(
-        generating.parameters(), lr=settings.fusion.lr, weight_decay=settings.classifier.weight_decay
-    )
+    lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
+    generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        generator_optimizer,
-        settings.fusion.lr,
-        total_steps=max(1, epochs) * len(loader),
-        pct_start=WARM_UP,
-        cycle_momentum=False,
+        generator_optimizer, lr, total_steps=max(1, epochs) * len(loader), pct_start=WARM_UP, cycle_momentum=False
     )
     ratio = DISCRIMINATOR_LR_RATIO if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
-    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * settings.fusion.lr)
+    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * lr)
     parts = {
         "fusion": fusion,
         "average": average,
@@ -266,7 +261,7 @@ def train_classifier(
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = average_weights(network, EMA_DECAY)
-    if run.history["adversarial"] or settings.fusion.trained_run:
+    if len(network.fusion.generators) > 1 and (settings.fusion.epochs or settings.fusion.trained_run):
         for generator in network.fusion.generators.values():
             generator.rest()
     # Discriminators, decoders and translators rest: they keep old gradients, and decay would move them.
@@ -389,7 +384,8 @@ def train(command: Command) -> int:
             if runs[0].name:
                 several = {"seeds": command.seeds, "folds": command.folds, "folds_over": command.folds_over}
                 for run in runs:  # before anything is written
-                    check_same_run(directory / run.name, run.settings, run.corpus)
+                    if (directory / run.name / "config.json").exists():
+                        check_same_run(directory / run.name, run.settings, run.corpus)
                 write_config(directory, settings, corpus, several)
             figures = train_plan(runs, directory, run_seed, command.jobs, command.cluster)
             if runs[0].name:

@@ -383,7 +383,7 @@ class FusionSettings:
         "as the reference's do",
     )
     channels: int = setting(
-        256, Number(int, 10, 16_384), "--fused-channels", "width of the fused features; even", metavar="D"
+        128, Number(int, 10, 16_384), "--fused-channels", "width of the fused features; even", metavar="D"
     )
     dropout: float = setting(0.4, PROBABILITY, "--dropout", "dropout probability, of generators and graph", metavar="P")
     trained_run: str | None = setting(
@@ -404,7 +404,7 @@ class ClassifierSettings:
 
     epochs: int = setting(40, Number(int, 1, 100_000), "--epochs", "epochs of stage 2", metavar="N")
     lr: float = setting(
-        5e-4,
+        1e-3,
         Number(float, 0, 1e3, above=True),
         "--lr",
         "peak learning rate of the one-cycle schedule (arXiv 1708.07120); lower it if the loss is unsteady",

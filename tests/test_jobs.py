@@ -18,7 +18,7 @@ from experiment import checks, jobs, plan
 
 __all__ = ["corpus", "features"]  # fixtures
 
-QUICK = ["--GAN-epochs", "1", "--epochs", "2", "--fused-channels", "8", "--batch-size", "6", *BARE]
+QUICK = ["--GAN-epochs", "1", "--epochs", "2", "--fused-channels", "16", "--batch-size", "6", *BARE]
 
 
 @pytest.fixture(autouse=True)

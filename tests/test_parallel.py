@@ -25,7 +25,7 @@ from experiment.settings import AugmentationSettings, Settings
 from experiment.trained import build_network
 from feature_files import write_container
 
-FLAGS = ["--GAN-epochs", "1", "--epochs", "2", "--fused-channels", "8", "--batch-size", "3", *BARE]
+FLAGS = ["--GAN-epochs", "1", "--epochs", "2", "--fused-channels", "16", "--batch-size", "3", *BARE]
 ALIKE = ["--dropout", "0", "--missing", "mask", "--drop-modality", "text:0.2", "--class-weight"]
 
 
@@ -90,10 +90,12 @@ def test_losses_and_weights_are_those_of_one_process(processes, alone, features,
     run = tmp_path / "run"
     for name in ("fusion", "best"):
         one, other = weights(alone, name), weights(run, name)
-        assert all((one[key] - other[key]).abs().max() < 1e-5 for key in one)
+        assert all((one[key] - other[key]).abs().max() < 5e-5 for key in one)
     for name in ("GAN_loss.csv", "history.csv"):
         one, other = (pd.read_csv(each / name) for each in (alone, run))
-        told = [c for c in one if c.endswith(("_loss", "_matching", "_reconstruction", "_norm", "_f1"))]
+        told = [
+            c for c in one if c.endswith(("_loss", "_contrastive", "_translation", "_reconstruction", "_norm", "_f1"))
+        ]
         assert told and (one[told] - other[told]).abs().max().to_dict() == pytest.approx(
             dict.fromkeys(told, 0), abs=1e-5
         )
@@ -120,7 +122,7 @@ def test_a_stop_of_any_process_stops_all_and_another_number_goes_on(alone, featu
     status, text = together(tmp_path / "said", again, again, again)[0]
     assert status == 0 and "begun with 2 processes, goes on with 3; the bits may differ" in text
     one, other = weights(alone), weights(tmp_path / "run")
-    assert all((one[key] - other[key]).abs().max() < 1e-5 for key in one)
+    assert all((one[key] - other[key]).abs().max() < 5e-5 for key in one)
 
 
 @pytest.mark.parametrize("what", ["flags", "data"])
@@ -192,7 +194,7 @@ def test_the_references_fault_and_ours_free_of_it(as_processes):
     dialogues = corpus.split("train")
     shape = {"dims": corpus.dims, "label_names": corpus.label_names, "num_speakers": 2}
     torch.manual_seed(0)
-    network = build_network(shape, Settings().replace(fusion__channels=8).fusion, Settings().classifier).eval()
+    network = build_network(shape, Settings().replace(fusion__channels=16).fusion, Settings().classifier).eval()
     (whole,) = batches(dialogues, 4)
 
     def halves(x):  # as torch.nn.parallel.scatter does with two devices

@@ -39,7 +39,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, mon
 @pytest.mark.skipif(not scale.STATUS.exists(), reason="Linux only")
 def test_a_process_says_what_its_training_took(tmp_path, capsys):
     scale.write(CASE, tmp_path / "f.safetensors")
-    flags = ["--features", str(tmp_path / "f.safetensors"), "--fused-channels", "8", "--device", "cpu"]
+    flags = ["--features", str(tmp_path / "f.safetensors"), "--fused-channels", "16", "--device", "cpu"]
     flags += ["--GAN-epochs", "1", "--epochs", "1", "--no-pictures", "--no-tensorboard"]
     assert scale.main(["--measure", "--", *flags]) == 0
     figures = json.loads(capsys.readouterr().out)

@@ -30,7 +30,7 @@ SPACE = {
     "--graph-layers": [1, 2],
     "window-past": {"low": 0, "high": 4, "step": 2},
 }
-QUICK = ["--epochs", "2", "--GAN-epochs", "1", "--fused-channels", "8", "--batch-size", "6", *BARE]
+QUICK = ["--epochs", "2", "--GAN-epochs", "1", "--fused-channels", "16", "--batch-size", "6", *BARE]
 
 
 @pytest.fixture(scope="module")
