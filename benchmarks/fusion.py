@@ -7,9 +7,9 @@
 Three parts, with the flags after ``--`` given to the method:
 
 * ``quality``: stage 1 alone, which looks at no label. How often discriminators, a linear probe and a probe with hidden
-  layers tell the modality; the generators' adversarial losses over the last third of the epochs (even: 0.69); how often
-  an utterance's other modality is found among those of its dialogue, beside linear CCA with a ridge on the same features
-  and chance.
+  layers tell the modality; the generators' adversarial losses over the last third of the epochs (even: 0.69); how
+  often an utterance's other modality is found among those of its dialogue, beside linear CCA with a ridge on the same
+  features and chance.
 * ``elsewhere``: networks of ``baselines.py`` on raw and on fused features, with rates chosen for each in the same way:
   by cross-validation within the training dialogues of the first fold.
 * ``subset``: the whole method with all modalities and with one alone: trained on all as it is, trained with

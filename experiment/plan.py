@@ -21,8 +21,9 @@ from dataloader import Corpus, cross_validation
 from experiment.console import say
 from experiment.corpus import load_corpus
 from experiment.jobs import Job, do_all
+from experiment.look import leave_a_look
 from experiment.predictions import class_names, predictions_of, read_predictions
-from experiment.run_directory import check_same_run, drop_states, locked, read_report, write_json
+from experiment.run_directory import check_same_run, drop_states, locked, read_report, states, write_json
 from experiment.settings import Settings, from_json
 from files import InputError, InterruptedRunError, TrainingError, read_text
 
@@ -168,6 +169,8 @@ def train_or_read(run: PlannedRun, directory: Path, train: Callable[[Settings, C
         figures = parallel.from_first(lambda: trained)
     else:
         say(finished_text(directory, figures))
+        if states(directory) and not parallel.follows():  # killed between the report and the end
+            leave_a_look(directory, run.settings.run)
     if "interrupted" not in figures and not parallel.follows():
         drop_states(directory)
     return figures

@@ -354,7 +354,11 @@ def assess_model(
         {split: model.probabilities(dialogues) for split, dialogues in data.items()} if model.calibrated else None
     )
     heading = f"The mean of {len(model.members)} networks' probabilities.\n"
-    return assess_predictions(predictions, calibrated, data, model.label_names, directory, heading=heading)
+    # Temperatures of several networks can change what their mean says, so that is what is scored.
+    said = {split: (labels, (calibrated or {}).get(split, p)) for split, (labels, p) in predictions.items()}
+    scores, text = assess_predictions(said, None, data, model.label_names, directory, heading=heading)
+    after = calibrated["test"] if calibrated else None
+    return scores | {"calibration": calibration.figures(*predictions["test"], after, None)}, text
 
 
 def _load_one(directory: Path, config: Mapping[str, Any], device: str) -> Model:

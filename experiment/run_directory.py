@@ -243,9 +243,14 @@ def marked(directory: Path) -> bool:
     return not path.is_symlink() and isinstance(config, dict) and config.get("format") == RUN_FORMAT
 
 
+def states(directory: Path) -> list[Path]:
+    """The states to resume from; a run that has come to its end has none."""
+    return list((directory / "checkpoints").glob("*.pt"))
+
+
 def drop_states(directory: Path) -> None:
-    """Delete what a finished run no longer needs, the states to resume from: five times its weights, twice."""
-    for path in (directory / "checkpoints").glob("*.pt"):
+    """Delete what a finished run no longer needs: states are five times its weights, twice."""
+    for path in states(directory):
         with suppress(OSError):  # the run is whole all the same
             path.unlink()
 
