@@ -1,15 +1,11 @@
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import fusion  # of benchmarks/
 import numpy as np
 import pandas as pd
 import pytest
 from small import small_corpus, write
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import fusion  # the benchmark
 
 QUICK = ["--GAN-epochs", "2", "--epochs", "1", "--fused-channels", "16", "--batch-size", "6"]
 

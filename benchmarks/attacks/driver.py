@@ -97,7 +97,7 @@ def judge(attack: Attack, outer: Path, seconds: int = 0, memory: int = MEMORY) -
     folder = outer / "in"
     folder.mkdir()
     arguments, before = attack.make(folder), there(outer)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    base = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # what the child begins with
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
