@@ -43,8 +43,7 @@ def fusion_quality(
         dialogue; and the ``chance`` of each.
     """
     train, held_out = thinned(train), thinned(held_out)
-    learnt, seen = (whole_rows(extract_fused(fusion, dialogues)) for dialogues in (train, held_out))
-    known = ~np.isnan(np.concatenate(list(extract_fused(fusion, held_out).values()), 1)).any(1)
+    (learnt, _), (seen, known) = (whole_rows(extract_fused(fusion, dialogues)) for dialogues in (train, held_out))
     dialogue = np.repeat(np.arange(len(held_out)), [len(d) for d in held_out])[known]
     shared = [{m: f[:, :SHARED_CHANNELS] for m, f in each.items()} for each in (learnt, seen)]
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
@@ -89,10 +88,10 @@ def quality_of_run(
     return {"split": split, **fusion_quality(stage_1, data["train"], data[split])}
 
 
-def whole_rows(fused: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The utterances that have every modality."""
+def whole_rows(fused: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The utterances that have every modality, and which of all they are."""
     whole = ~np.isnan(np.concatenate(list(fused.values()), 1)).any(1)
-    return {m: f[whole] for m, f in fused.items()}
+    return {m: f[whole] for m, f in fused.items()}, whole
 
 
 @torch.no_grad()

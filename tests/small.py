@@ -32,6 +32,17 @@ def train(out, *argv, status=0):
     return out
 
 
+def ran(main, argv, capsys):
+    """Exit status of a script's main, what it printed, and its complaints."""
+    capsys.readouterr()
+    try:
+        status = main([str(a) for a in argv])
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
 def weights(directory, name="best"):
     return load_file(directory / "checkpoints" / f"{name}.safetensors")
 

@@ -154,9 +154,10 @@ import sys, torch
 try:
     import torchvision
 except RuntimeError:  # built for another torch: the operators that it looks for are declared, and none is used
-    library = torch.library.Library("torchvision", "DEF")
+    from torch import library as operators
+    declared = operators.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 import numpy as np, timm
 from pathlib import Path
 from PIL import Image

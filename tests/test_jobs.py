@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from small import BARE, corpus, features, train
+from small import BARE, corpus, features, ran, train
 
 import train_IEMOCAP
 from experiment import checks, jobs, plan
@@ -35,16 +35,7 @@ def one_thread(monkeypatch):
 def command(capsys):
     """Run the script; its exit status, what it printed, and its complaints."""
 
-    def command(*argv):
-        capsys.readouterr()
-        try:
-            status = train_IEMOCAP.main([str(a) for a in argv])
-        except SystemExit as stop:
-            status = stop.code
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
+    return lambda *argv: ran(train_IEMOCAP.main, argv, capsys)
 
 
 @pytest.fixture(scope="module")

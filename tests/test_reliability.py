@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import ran
 
 import train_IEMOCAP
 import utils
@@ -50,12 +51,7 @@ def command(capsys):
     """Run the script; its exit status, and what it said on stderr, which is a line at most."""
 
     def command(*argv):
-        capsys.readouterr()
-        try:
-            status = train_IEMOCAP.main([str(a) for a in argv])
-        except SystemExit as stop:
-            status = stop.code
-        error = capsys.readouterr().err
+        status, _, error = ran(train_IEMOCAP.main, argv, capsys)
         assert error.count("\n") <= 1, error
         return status, error
 

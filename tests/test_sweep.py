@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from small import BARE, corpus, features, write
+from small import BARE, corpus, features, ran, write
 
 import train_IEMOCAP
 from experiment.run import Run
@@ -44,16 +44,7 @@ def space(tmp_path_factory):
 def command(capsys):
     """Run the script; its exit status, what it printed, and its complaints."""
 
-    def command(*argv):
-        capsys.readouterr()
-        try:
-            status = sweep.main([str(a) for a in argv])
-        except SystemExit as stop:
-            status = stop.code
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
+    return lambda *argv: ran(sweep.main, argv, capsys)
 
 
 def table(out):
