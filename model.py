@@ -26,6 +26,18 @@ SHARED_CHANNELS = 8  # of the fused features, those that the modalities share
 OWN_SCALE = 0.1  # of the others in fused features that are exported
 
 
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout`, with masks that a CPU draws five times as fast: one number of 64 bits for four elements."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `torch.nn.Dropout`."""
+        if not self.training or x.device.type != "cpu" or not 0 < self.p < 1:
+            return super().forward(x)
+        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = numbers[: x.numel()].view(x.shape) >= min(round(2**16 * self.p), 2**16 - 1) - 2**15
+        return x * kept.to(x.dtype).div_(1 - self.p)
+
+
 class _Recurrence(torch.autograd.Function):
     """`gated_recurrence` with time first; its adjoint is the same recurrence run backwards."""
 
@@ -55,17 +67,11 @@ def gated_recurrence(keep: Tensor, update: Tensor) -> Tensor:
     """All states of ``h_t = keep_t * h_{t-1} + update_t``, ``h_0 = 0``.
 
     Shapes:
-        keep, update, result: ``[..., T, d]``.
+        keep, update, result: ``[T, ..., d]``.
     """
     # One fused operation a turn, written in place: at a dialogue's length faster than the log2(T) steps of a parallel
     # scan, each of which autograd would keep.
-    return _Recurrence.apply(keep.movedim(-2, 0).contiguous(), update.movedim(-2, 0)).movedim(0, -2)
-
-
-def _flip_half(x: Tensor) -> Tensor:
-    """Reverse time in the second half of the channels."""
-    forward, backward = x.chunk(2, dim=-1)
-    return torch.cat([forward, backward.flip(-2)], dim=-1)
+    return _Recurrence.apply(keep.contiguous(), update)
 
 
 class SpeakerRecurrence(nn.Module):
@@ -96,16 +102,28 @@ class SpeakerRecurrence(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """The states each utterance reads; see the class."""
-        numbers = torch.arange(int(speakers.max()) + 1, device=x.device).view(-1, 1, 1)
-        turns = (mask & (speakers == numbers)).unsqueeze(-1)  # [S, B, T, 1]
-        gate = padded(torch.sigmoid(self.gate(x)), mask) * turns  # [S, B, T, d]
-        update = gate * padded(self.candidate(x), mask)
-        if self.causal:
-            states = gated_recurrence(1 - gate, update)
-        else:  # half of the channels remember the past; the other half, run backwards, the future
-            states = _flip_half(gated_recurrence(_flip_half(1 - gate), _flip_half(update)))
-        own = (states * turns).sum(0)
-        return torch.cat([own, states.sum(0) - own], dim=-1)[mask]
+        dialogue, turn = mask.nonzero(as_tuple=True)
+        spoken = F.one_hot(speakers) * mask.unsqueeze(-1)  # [B, T, S]
+        so_far = spoken.cumsum(1)  # how many turns of each speaker a state has seen, this one included
+        seen = [so_far] if self.causal else [so_far, so_far[:, -1:] - so_far + spoken]  # the second from the end
+        places = torch.stack([each[dialogue, turn] for each in seen], 1)  # [N, ways, S]
+        ways, num_speakers = places.shape[1:]
+        # A sequence for each way and speaker, of that speaker's turns alone, behind a row of zeros.
+        way = torch.arange(ways, device=x.device).view(-1, 1)
+        sequence = (dialogue.view(-1, 1, 1) * ways + way) * num_speakers + torch.arange(num_speakers, device=x.device)
+        shape = (int(so_far.max()) + 1, len(mask) * ways * num_speakers, x.shape[-1] // ways)
+        rows = places * shape[1] + sequence
+        own = rows.gather(2, speakers[mask].view(-1, 1, 1).expand(-1, ways, 1)).flatten()
+
+        gate = torch.sigmoid(self.gate(x))
+        keep, update = (
+            x.new_zeros(shape).flatten(0, 1).index_copy(0, own, values.reshape(-1, shape[2])).view(shape)
+            for values in (1 - gate, gate * self.candidate(x))
+        )
+        states = gated_recurrence(keep, update).flatten(0, 1)
+        mine = states[own].view_as(x)
+        every = F.embedding_bag(rows.flatten(0, 1), states, mode="sum").view_as(x)
+        return torch.cat([mine, every - mine], dim=-1)
 
 
 class SpeakerLayer(nn.Module):
@@ -129,11 +147,11 @@ class SpeakerLayer(nn.Module):
             nn.LayerNorm(channels),
             nn.Linear(channels, 2 * channels),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(2 * channels, channels),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """The block; see the class."""
@@ -239,9 +257,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.LayerNorm(channels),
-            nn.Linear(channels, 2 * channels),
+            nn.Linear(channels, channels),
             nn.GELU(),
-            nn.Linear(2 * channels, channels, bias=False),
+            nn.Linear(channels, channels, bias=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -288,7 +306,7 @@ class FusedFeatureGenerator(nn.Module):
         self.head = nn.Linear(hidden, shared_channels, bias=False)  # the normalisation behind it would take it away
         self.own = nn.Sequential(
             nn.Linear(2 * in_channels, fused_channels - shared_channels),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.LayerNorm(fused_channels - shared_channels),
         )
         self.norm = ChannelNorm(shared_channels)
@@ -696,11 +714,11 @@ class GraphEmotionClassifier(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(in_channels) for _ in range(layers))
         self.attention = NodalAttention(in_channels, causal) if attention else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classify = nn.Sequential(
             nn.Linear(in_channels * (1 + bool(layers) + attention), in_channels),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(in_channels, num_classes),
         )
 

@@ -75,7 +75,7 @@ from parallel import LostProcessError, complain
 from utils import average_weights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
-DISCRIMINATOR_LR_RATIO = 2.0  # learning rate of discriminators over that of generators (TTUR, arXiv 1706.08500)
+DISCRIMINATOR_LR_RATIO = 1.0  # learning rate of discriminators over that of generators
 REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # the same in the reference implementation
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
@@ -146,7 +146,7 @@ def train_adversarial_fusion(
     average = average_weights(fusion.generators, EMA_DECAY)
     generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.translators])
     lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
-    generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=lr, weight_decay=weight_decay)
+    generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         generator_optimizer, lr, total_steps=max(1, epochs) * len(loader), pct_start=WARM_UP, cycle_momentum=False
     )
@@ -202,7 +202,7 @@ def train_adversarial_fusion(
 
 def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
     """Adam with little momentum and no decay, as R3GAN's discriminators have it."""
-    return torch.optim.AdamW(fusion.discriminators.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0)
+    return torch.optim.AdamW(fusion.discriminators.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0, fused=True)
 
 
 def adversarial_step(
@@ -267,7 +267,7 @@ def train_classifier(
     # Discriminators, decoders and translators rest: they keep old gradients, and decay would move them.
     learning = nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()
     learning = [p for p in learning if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay)
+    optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, flags.lr, total_steps=flags.epochs * len(loader), cycle_momentum=False
     )

@@ -62,6 +62,7 @@ class Insight:
         members: Name of each of several runs to its report.
         summary: ``summary.json`` of several.
         problems: What is missing or damaged, a line each.
+        drawn: Pictures that were written.
     """
 
     directory: Path
@@ -81,6 +82,7 @@ class Insight:
     members: dict[str, dict[str, Any]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    drawn: list[Path] = field(default_factory=list)
 
     @property
     def scores(self) -> dict[str, Any]:

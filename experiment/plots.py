@@ -323,4 +323,5 @@ def draw(seen: Insight, formats: Sequence[str] = ("png",), directory: Path | Non
                 return save(figure, (directory or seen.directory) / name, formats) if figure else []
 
             written += seen.attempt(f"picture {name}", one) or []
+    seen.drawn += written
     return written

@@ -350,7 +350,7 @@ class FusionSettings:
     """Stage 1: adversarial fusion."""
 
     epochs: int = setting(
-        40, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
+        30, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
     )
     lr: float = setting(
         1e-3,
@@ -402,7 +402,7 @@ class FusionSettings:
 class ClassifierSettings:
     """Stage 2: graph-based emotion classifier."""
 
-    epochs: int = setting(40, Number(int, 1, 100_000), "--epochs", "epochs of stage 2", metavar="N")
+    epochs: int = setting(30, Number(int, 1, 100_000), "--epochs", "epochs of stage 2", metavar="N")
     lr: float = setting(
         1e-3,
         Number(float, 0, 1e3, above=True),
@@ -540,7 +540,7 @@ class RunSettings:
         metavar="K",
     )
     checkpoint_every: int = setting(
-        1, Number(int, 1, 100_000), "--checkpoint-every", "epochs between checkpoints to resume from", metavar="N"
+        5, Number(int, 1, 100_000), "--checkpoint-every", "epochs between checkpoints to resume from", metavar="N"
     )
     tensorboard: bool = setting(True, SWITCH, "--tensorboard", "write TensorBoard events")
     pictures: bool = setting(True, SWITCH, "--pictures", "draw the pictures and make the page of a finished run")

@@ -256,28 +256,30 @@ def _images(writer: Writer, seen: Insight, step: int) -> None:
     with plots.style():
         made = plots.pictures(seen)
         for name in ("confusion_matrix", "per_class_f1", "reliability_diagram", "fused_features", "last_layer"):
-            figure = made[name]() if name in made else None
-            if figure is None:
-                continue
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=130)
-            plots.plt.close(figure)
-            pixels = np.asarray(Image.open(buffer).convert("RGB"))
+            drawn: Path | io.BytesIO = seen.directory / f"{name}.png"
+            if drawn not in seen.drawn:
+                figure = made[name]() if name in made else None
+                if figure is None:
+                    continue
+                drawn = io.BytesIO()
+                figure.savefig(drawn, format="png")
+                plots.plt.close(figure)
+            pixels = np.asarray(Image.open(drawn).convert("RGB"))
             writer.add_image(f"images/{name}", pixels, step, dataformats="HWC")
 
 
-def _projector(writer: Writer, seen: Insight, most: int = 1000) -> None:
+def _projector(writer: Writer, seen: Insight, most: int = 500) -> None:
     """Fused features with emotion, modality, speaker and dialogue of each point."""
     fused = seen.fused_features
     if not fused:
         return
     chosen = np.linspace(0, len(seen.table) - 1, min(most, len(seen.table))).astype(int)
+    labels, speakers, dialogues = (seen.table[name].to_numpy() for name in ("label", "speaker", "dialogue"))
     rows, points = [], []
     for modality, features in fused.items():
         for i in chosen:
             if np.isfinite(features[i]).all():
-                row = seen.table.iloc[i]
-                rows.append([seen.label_names[row["label"]], modality, row["speaker"], row["dialogue"]])
+                rows.append([seen.label_names[labels[i]], modality, speakers[i], dialogues[i]])
                 points.append(features[i])
     if not points:
         return

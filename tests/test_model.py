@@ -12,10 +12,13 @@ from model import (
     GENERATORS,
     SHARED_CHANNELS,
     AdversarialFusion,
+    Dropout,
     GraphEmotionClassifier,
     SpeakerEncoder,
+    SpeakerRecurrence,
     dialogue_edges,
     gated_recurrence,
+    padded,
     speaker_relative,
 )
 from synthetic import synthetic_corpus
@@ -39,14 +42,49 @@ def network():
 
 def test_recurrence_equals_a_loop_over_time():
     torch.manual_seed(0)
-    keep, update = torch.rand(2, 13, 3), torch.randn(2, 13, 3)
+    keep, update = torch.rand(13, 2, 3), torch.randn(13, 2, 3)
     state, states = torch.zeros(2, 3), []
     for t in range(13):
-        state = keep[:, t] * state + update[:, t]
+        state = keep[t] * state + update[t]
         states.append(state)
-    assert torch.allclose(gated_recurrence(keep, update), torch.stack(states, 1), atol=1e-5)
+    assert torch.allclose(gated_recurrence(keep, update), torch.stack(states), atol=1e-5)
     exact = [x.double().requires_grad_() for x in (keep, update)]
     assert torch.autograd.gradcheck(gated_recurrence, exact)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_speakers_states_are_those_of_their_own_turns_and_the_others_sum(causal):
+    torch.manual_seed(0)
+    layer = SpeakerRecurrence(4, causal)
+    mask = torch.arange(9) < torch.tensor([[9], [6]])
+    mask[0, 2] = False  # a turn that lacks the modality
+    speakers = torch.randint(3, mask.shape)
+    x = torch.randn(int(mask.sum()), 4)
+    gates = padded(layer.gate(x).sigmoid(), mask)
+    updates = gates * padded(layer.candidate(x), mask)
+    expected = torch.zeros(2, 9, 8)
+    for b in range(2):
+        for half, order in ((slice(0, 2), range(9)), (slice(2, 4), range(9) if causal else reversed(range(9)))):
+            states = torch.zeros(3, 2)
+            for t in order:
+                s = speakers[b, t]
+                if mask[b, t]:
+                    states[s] = (1 - gates[b, t, half]) * states[s] + updates[b, t, half]
+                expected[b, t, half] = states[s]
+                expected[b, t, 4:][half] = states.sum(0) - states[s]
+    assert torch.allclose(layer(x, mask, speakers), expected[mask], atol=1e-6)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(999, 101, requires_grad=True)
+    y = Dropout(0.3)(x)
+    y.sum().backward()
+    assert y.detach().unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert (y == 0).float().mean() == pytest.approx(0.3, abs=0.01)
+    assert torch.equal(x.grad, y.detach())
+    assert torch.equal(Dropout(0.3).eval()(x), x) and torch.equal(Dropout(0.0)(x), x)
+    assert not Dropout(1.0)(x).any() and (Dropout(1 - 1e-9)(x) == 0).float().mean() > 0.99
 
 
 def test_padding_and_company_change_no_output(network, dialogues):

@@ -31,7 +31,7 @@ from files import TrainingError, replacing
 from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
-QUICK = ["--epochs", "3", "--GAN-epochs", "2", "--valid", "0.2", "--fused-channels", "16", "--device", "cpu"]
+QUICK = ["--checkpoint-every", "1", "--epochs", "3", "--GAN-epochs", "2", "--valid", "0.2", "--fused-channels", "16", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_checkpoints_come_every_so_many_epochs_and_two_are_kept_until_the_report
     monkeypatch.setattr(Path, "replace", lambda path, to: (written.append(Path(to).name), flush(path, to))[1])
     directory = tmp_path / "run"
     assert (
-        command("--features", features, "--out", directory, *QUICK[2:], "--epochs", 5, "--checkpoint-every", 2)[0]
+        command("--features", features, "--out", directory, *QUICK[4:], "--epochs", 5, "--checkpoint-every", 2)[0]
         == 130
     )
     assert written.count("last.pt") == 1 + 3  # epoch 2 of stage 1; epochs 2, 4 and the last, 5, of stage 2
