@@ -1,12 +1,13 @@
 """How long the default job takes, and how much memory.
 
     python benchmarks/speed.py
-    python benchmarks/speed.py --beside 3
+    python benchmarks/speed.py --beside 0,1,2
     python benchmarks/speed.py -- --epochs 5 --device cpu
 
 Runs ``train_IEMOCAP.py --demo`` as a process of its own, with the flags after ``--``, and prints a Markdown table. The
 very first run on a machine also pays for reading the packages from disk: take the second. With ``--beside N``, N
-processes that do nothing but count run beside it, as other people's jobs do on a machine that shares its cores.
+processes that do nothing but count run beside it, as other people's jobs do on a machine that shares its cores; of
+several numbers with commas between, each is a column.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from files import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPT = PROJECT / "train_IEMOCAP.py"
+FLOPS = PROJECT / "benchmarks" / "flops.py"
 CURVES = {"stage 1": "GAN_loss.csv", "stage 2": "history.csv"}
 POLL = 0.01  # seconds
 
@@ -124,8 +126,13 @@ def seconds_column(path: Path) -> list[float]:
         return [float(row["seconds"]) for row in csv.DictReader(file)]
 
 
-def measurements(directory: Path, watched: Watched) -> dict[str, str]:
+def measurements(directory: Path, watched: Watched, flops: Mapping[str, float]) -> dict[str, str]:
     """The rows of the table: what to its value.
+
+    Args:
+        directory: The run's.
+        watched: What was seen of it.
+        flops: What `flops.py` prints.
 
     The first batch comes when the first epoch is logged, less the seconds that the job itself says the epoch took.
 
@@ -135,14 +142,29 @@ def measurements(directory: Path, watched: Watched) -> dict[str, str]:
     report, config = (read_json(directory / name) for name in ("report.json", "config.json"))
     seconds = {stage: seconds_column(directory / name) for stage, name in CURVES.items()}
     epochs = [s for column in seconds.values() for s in column]
+    saving = report["seconds"]["checkpoints"]
     if not epochs or watched.first_epoch_logged is None:
         raise InputError("flags after --: the job trained nothing; give flags of one training run")
+    start = watched.first_epoch_logged - epochs[0]
     return {
-        "process start to first batch, s": f"{watched.first_epoch_logged - epochs[0]:.2f}",
+        "process start to first batch, s": f"{start:.2f}",
         **{
             f"{stage}, s an epoch (median of {len(column)})": f"{statistics.median(column):.3f}" if column else "–"
             for stage, column in seconds.items()
         },
+        **{
+            f"{stage}, {what}": f"{value / statistics.median(column):{form}}"
+            for stage, column in seconds.items()
+            for what, value, form in (
+                ("utterances a second", flops["utterances"], ",.0f"),
+                ("matrix products, GFLOP a second", flops[stage] / 1e9, ".0f"),
+                ("matrix products, share of the peak, %", 100 * flops[stage] / flops["peak"], ".0f"),
+            )
+            if column
+        },
+        "this machine's peak, GFLOP a second": f"{flops['peak'] / 1e9:.0f}",
+        "checkpoints, s": f"{saving:.1f}",
+        "report, pictures and page, s": f"{watched.total - start - sum(epochs) - saving:.1f}",
         "whole job, wall s": f"{watched.total:.1f}",
         "peak memory, MiB": f"{watched.peak_mebibytes:.0f}",
         "parameters": f"{report['parameters']:,}",
@@ -159,27 +181,44 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def table(rows: dict[str, str]) -> str:
-    """A Markdown table of two columns."""
-    width = max(map(len, rows))
-    lines = [f"| {'measured':<{width}} | value |", f"|:{'-' * (width + 1)}|------:|"]
-    return "\n".join([*lines, *(f"| {what:<{width}} | {value} |" for what, value in rows.items())])
+def table(columns: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table: a row a thing that was measured, a column a run."""
+    lines = ["| measured |" + " |" * len(columns), "|:--|" + "--:|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join([what, *(c[what] for c in columns)]) + " |" for what in columns[0])])
+
+
+def counted(flags: Sequence[str]) -> dict[str, float]:
+    """What `flops.py` prints of the job, of a process of its own."""
+    run = subprocess.run([sys.executable, str(FLOPS), *data_of(flags), *flags], stdout=subprocess.PIPE, text=True)
+    if run.returncode:  # it has said why
+        raise SystemExit(run.returncode if run.returncode > 0 else 128 - run.returncode)
+    return json.loads(run.stdout)
+
+
+def data_of(flags: Sequence[str]) -> list[str]:
+    """The demo, unless the flags name other data."""
+    return [] if any(flag.startswith("--features") for flag in flags) else ["--demo"]
 
 
 def job(flags: Sequence[str], directory: Path) -> list[str]:
     """The command to measure. ``--out`` comes last, so that it holds whatever the flags say."""
-    data = [] if any(flag.startswith("--features") for flag in flags) else ["--demo"]
-    return [sys.executable, str(SCRIPT), *data, *flags, "--out", str(directory)]
+    return [sys.executable, str(SCRIPT), *data_of(flags), *flags, "--out", str(directory)]
+
+
+def counts(text: str) -> list[int]:
+    """Numbers of processes, with commas between."""
+    return [Number(int, 0, 1000).parse(part) for part in text.split(",")]
 
 
 def build_parser() -> Parser:
     """All flags."""
     parser = Parser(
         description="Time the default job: train_IEMOCAP.py --demo.",
-        usage="%(prog)s [-h] [--beside N] [-- FLAG ...]",
+        usage="%(prog)s [-h] [--beside N,N] [-- FLAG ...]",
     )
-    count = flag_type(Number(int, 0, 1000).parse)
-    parser.add_argument("--beside", type=count, metavar="N", default=0, help="busy processes beside the job")
+    parser.add_argument(
+        "--beside", type=flag_type(counts), metavar="N,N", default="0", help="busy processes beside the job, a run each"
+    )
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="more flags for train_IEMOCAP.py (default: none)")
     return parser
 
@@ -189,13 +228,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, stop)
     try:
-        with tempfile.TemporaryDirectory() as temporary, busy(own.beside):
-            directory = Path(temporary) / "run"
-            watched = watch(job(own.flags, directory), [directory / name for name in CURVES.values()])
-            if watched.status:  # the job has said why
-                return watched.status if watched.status > 0 else 128 - watched.status
-            rows = measurements(directory, watched)
-            print(table({**rows, "busy processes beside it": str(own.beside)}))
+        flops, columns = counted(own.flags), []
+        for count in own.beside:
+            with tempfile.TemporaryDirectory() as temporary, busy(count):
+                directory = Path(temporary) / "run"
+                watched = watch(job(own.flags, directory), [directory / name for name in CURVES.values()])
+                if watched.status:  # the job has said why
+                    return watched.status if watched.status > 0 else 128 - watched.status
+                columns.append({"busy processes beside it": str(count), **measurements(directory, watched, flops)})
+        print(table(columns))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -125,7 +125,7 @@ def report(
             f"Chosen on test, as much of the field reports: F1-score {best['test_weighted_f1']:.2f}, epoch "
             f"{best['epoch']:.0f}. The report above is the honest one.\n"
         )
-    seconds = {stage: run.seconds(stage) for stage in run.history}
+    seconds = {**{stage: run.seconds(stage) for stage in run.history}, "checkpoints": run.saving}
     figures = {
         **scores,
         **on_test,

@@ -8,6 +8,7 @@ import math
 import random
 import signal
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -124,6 +125,7 @@ class Run:
         history: Stage to one row an epoch.
         best: The weights to report on, as of that history.
         stop_requested: Whether Ctrl-C or SIGTERM has asked for a stop after the step.
+        saving: Seconds that checkpoints took, in this sitting.
     """
 
     CURVES: Mapping[str, str] = {"adversarial": "GAN_loss.csv", "classifier": "history.csv"}
@@ -132,6 +134,7 @@ class Run:
         self.directory = directory
         self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in self.CURVES}
         self.stop_requested = False
+        self.saving = 0.0
         self.checkpoints = directory / "checkpoints"
         if not parallel.follows():
             try:
@@ -204,6 +207,7 @@ class Run:
             epoch: How many of its epochs are done.
             parts: Name to what has a ``state_dict`` or, of generators of random numbers, a ``get_state``.
         """
+        started = time.perf_counter()
         kind, keys, *rest = np.random.get_state()
         state = {
             "stage": stage,
@@ -224,6 +228,7 @@ class Run:
             self.flush()
         else:  # training goes on in the very tensors
             self._unwritten = copy_of({**state, "best": {}}) | {"best": self.best}
+        self.saving += time.perf_counter() - started
 
     def flush(self) -> None:
         """Write the newest checkpoint, if it is in memory only; the one that was newest stays beside it."""

@@ -117,7 +117,7 @@ def test_the_report_is_what_the_predictions_say(finished, corpus):
         assert report[split]["confusion_matrix"] == expected
         assert sum(report[split]["support"]) == len(part)
     assert {"best_epoch", "seconds", "parameters"} <= report.keys()
-    assert {"adversarial", "classifier", "total"} == report["seconds"].keys()
+    assert {"adversarial", "classifier", "checkpoints", "total"} == report["seconds"].keys()
 
 
 def test_the_printed_report_has_the_lines_the_field_expects(finished, corpus):
