@@ -451,6 +451,7 @@ class AdversarialFusion(nn.Module):
 
     WEIGHTS: ClassVar = {"adversarial": 10.0, "contrastive": 3.0, "translation": 1.0}
     TEMPERATURE = 0.2  # of the cosines in InfoNCE
+    NEGATIVES = 512  # turns of a dialogue at most among which InfoNCE looks for an utterance
 
     def __init__(
         self,
@@ -580,15 +581,20 @@ class AdversarialFusion(nn.Module):
         return self.over_others(m, against)
 
     def contrastive_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
-        """InfoNCE: how badly s_m finds its own utterance's s_k among those of the dialogue."""
-        turns = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape)
+        """InfoNCE: how badly s_m finds its own utterance's s_k among those of the dialogue.
+
+        A dialogue of more than `NEGATIVES` turns counts as several, or memory would grow with its length squared.
+        """
+        turns = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape) % self.NEGATIVES
         sphere = {k: F.normalize(f[..., :SHARED_CHANNELS], dim=-1) for k, f in fused.items()}
 
         def among(k: str) -> Tensor:
-            both = batch.has(m) & batch.has(k)
-            logits = sphere[m] @ sphere[k].transpose(1, 2) / self.TEMPERATURE
-            logits = logits.masked_fill(~both.unsqueeze(1), -1e4)
-            return mean(F.cross_entropy(logits[both], turns[both], reduction="none"))
+            each = (x.split(self.NEGATIVES, dim=1) for x in (sphere[m], sphere[k], batch.has(m) & batch.has(k), turns))
+            losses = []
+            for s_m, s_k, both, own in zip(*each, strict=True):
+                logits = (s_m @ s_k.transpose(1, 2) / self.TEMPERATURE).masked_fill(~both.unsqueeze(1), -1e4)
+                losses.append(F.cross_entropy(logits[both], own[both], reduction="none"))
+            return mean(torch.cat(losses))
 
         return self.over_others(m, among)
 

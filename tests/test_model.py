@@ -147,6 +147,28 @@ def test_each_half_of_the_game_moves_its_own_players_only(network, dialogues):
     assert all(p.grad.isfinite().all() and p.grad.any() for p in moved)
 
 
+@pytest.mark.parametrize("negatives", [512, 5], ids=["whole dialogues", "long ones in parts"])
+def test_contrastive_loss_equals_a_loop_over_utterances_that_have_both(network, dialogues, monkeypatch, negatives):
+    monkeypatch.setattr(AdversarialFusion, "NEGATIVES", negatives)
+    fusion, batch = network.fusion, collate(dialogues)
+    has = batch.mask & (torch.rand(batch.mask.shape) < 0.7)
+    batch = replace(batch, modality_mask={"text": has})
+    fused = fusion(batch)
+    sphere = {
+        m: f[..., :SHARED_CHANNELS] / f[..., :SHARED_CHANNELS].norm(dim=-1, keepdim=True) for m, f in fused.items()
+    }
+    means = []
+    for k in ("visual", "acoustic"):
+        losses = []
+        for b, t in has.nonzero().tolist():
+            first = t - t % negatives
+            found = [i for i in range(first, min(first + negatives, has.shape[1])) if has[b, i]]
+            cosines = torch.stack([sphere["text"][b, t] @ sphere[k][b, i] for i in found])
+            losses.append(-(cosines / fusion.TEMPERATURE).log_softmax(0)[found.index(t)])
+        means.append(torch.stack(losses).mean())
+    assert fusion.contrastive_loss("text", batch, fused).item() == pytest.approx(sum(means).item() / 2, abs=1e-5)
+
+
 def test_the_task_reaches_every_weight_but_those_of_the_game(network, dialogues):
     batch = collate(dialogues)
     network(batch)[batch.mask].square().sum().backward()
