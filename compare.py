@@ -12,7 +12,6 @@ from experiment.start import begin, ending, ready
 if __name__ == "__main__":
     begin(parse_args)  # wrong flags and --help are answered here, before the imports that take seconds
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from experiment.comparison import (
     read_table,
     score_table,
 )
-from experiment.console import say
+from experiment.console import leave, say
 from experiment.run_directory import write_csv
 from files import InputError, replacing, spare
 
@@ -58,8 +57,10 @@ def summary(tables: Mapping[str, pd.DataFrame], runs: Sequence[Predictions], dra
     return "\n".join([*lines, "", tables["groups"].to_string(index=False, float_format="{:.2f}".format)])
 
 
-def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Each table as CSV, and scores and groups as Markdown and LaTeX."""
+def write(tables: Mapping[str, pd.DataFrame], folder: Path, inputs: Sequence[Path] = ()) -> None:
+    """Each table as CSV, and scores and groups as Markdown and LaTeX; none over an input."""
+    for name in (*(f"{name}.csv" for name in tables), "comparison.md", "comparison.tex"):
+        spare(inputs, folder / name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs += [read_table(Path(path), runs[0]) for path in args.predictions]
         tables = compare(runs, args.draws)
         if args.out:
-            write(tables, Path(args.out))
+            write(tables, Path(args.out), [Path(path) for path in args.predictions])
         if args.html:
             from experiment.page import comparison_page
 
@@ -97,4 +98,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     ready()
-    sys.exit(main())
+    leave(main())

@@ -14,8 +14,12 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from experiment.start import begin, ready
+from files import complain, say, spare
 
 if TYPE_CHECKING:
     from extract.listing import Listing
@@ -154,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.cache or args.out.parent / ".extract_cache"
     cache = folder / f"features{part}.sqlite"
     try:
+        spare([path for path in (args.manifest, args.recording, args.transcript) if path], args.out)
         summary = pipeline.run(
             _listing(args, folder),
             settings,
@@ -165,14 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             shard=args.shard,
             retry=args.retry,
         )
+        say(f"{summary.text()}\n{args.out}")
     except InputError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        complain(str(error))
         return 2
     except (pipeline.StoppedError, KeyboardInterrupt) as stopped:
-        print(str(stopped) or "stopped; whole batches are kept, and the same command goes on", file=sys.stderr)
+        complain(str(stopped) or "stopped; whole batches are kept, and the same command goes on")
         return 130
-    print(summary.text())
-    print(args.out)
     return 0
 
 
@@ -201,4 +205,7 @@ def _listing(args: argparse.Namespace, cache: Path) -> Listing:
 
 
 if __name__ == "__main__":
+    begin(parse_args)
+    import_module("extract.pipeline")  # quiet to Ctrl-C, as `begin` has it
+    ready()
     sys.exit(main())

@@ -33,10 +33,10 @@ import pandas as pd
 
 import utils
 from dataloader import IGNORE_LABEL
-from experiment.console import say
+from experiment.console import leave, say
 from experiment.evaluation import utterance_table, write_predictions
 from experiment.prediction import Embedding, Model, load
-from files import InputError, printable
+from files import InputError, complain, printable, spare
 
 __all__ = ["Embedding", "Model", "load", "main"]
 
@@ -51,24 +51,27 @@ def predict_file(model: Model, args: argparse.Namespace) -> None:
     if out and (out.is_dir() or (not args.out and Path("config.json").exists())):
         reason = "is a directory" if out.is_dir() else "is that of a run"
         raise InputError(f"--out {out}: {reason}; name another file with --out")
+    if out:
+        read = (args.file, args.manifest, args.recording, args.transcript, model.directory)
+        spare([Path(path) for path in read if path], out)
     reading = model.read(args.file, args.missing, args.split)
     probabilities = model.probabilities(reading.dialogues)
     table = utterance_table(reading.dialogues, probabilities, model.label_names)
     if out:
         write_predictions(out, table)
     for note in reading.notes:
-        print(f"note: {note}", file=sys.stderr)
+        complain(f"note: {note}")
     if args.json:
         say("\n".join(json_lines(table, model.label_names)))
     elif not args.quiet:
         say("\n".join(transcript(table, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ)))
     if not model.calibrated:
-        print(f"note: {UNCALIBRATED}", file=sys.stderr)
+        complain(f"note: {UNCALIBRATED}")
     labels = np.concatenate([d.labels for d in reading.dialogues])
     if (labels != IGNORE_LABEL).all() and not args.json:
         say(utils.report_text(labels, probabilities, model.label_names).replace("Test performance..", "Performance.."))
     if out:
-        print(f"{len(table)} utterances of {len(reading.dialogues)} dialogues written to {out}", file=sys.stderr)
+        complain(f"{len(table)} utterances of {len(reading.dialogues)} dialogues written to {out}")
 
 
 def extracted(model: Model, args: argparse.Namespace, folder: Path) -> Path:
@@ -178,4 +181,4 @@ def answer(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     ready()
-    sys.exit(main())
+    leave(main())

@@ -93,7 +93,7 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
     data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
     seed_everything(stream(settings.run.seed, "weights"))
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
-    run = Run(directory, tensorboard=settings.run.tensorboard, checkpoint_every=settings.run.checkpoint_every)
+    run = Run(directory, network, tensorboard=settings.run.tensorboard, checkpoint_every=settings.run.checkpoint_every)
     save_tensors(standardiser_file(directory), standardise.tensors())
     announce(corpus, network, settings.run.device, directory)
 

@@ -19,6 +19,7 @@ from scipy import stats
 from dataloader import IGNORE_LABEL, session_of
 from experiment.predictions import class_names, read_predictions
 from experiment.run_directory import read_config
+from experiment.settings import check_seeds
 from files import InputError, printable
 
 DRAWS = 10_000
@@ -74,6 +75,8 @@ def of_tables(tables: Sequence[pd.DataFrame], name: str, where: str) -> Predicti
         missing = {"dialogue", "utterance", "speaker", "label", "predicted"} - set(table)
         if missing or not class_names(table):
             raise InputError(f"{where}: predictions.csv: no column {min(missing, default='p_...')}; score it again")
+        if class_names(table) != class_names(first):
+            raise InputError(f"{where}: predictions.csv: one has other classes than another; score it again")
         same_utterances(first, table, where, where)
     columns = [f"p_{name}" for name in class_names(first)]
     probabilities = np.mean([table[columns].to_numpy() for table in tables], 0)
@@ -88,7 +91,10 @@ def member_tables(directory: Path) -> list[pd.DataFrame]:
     plan = read_config(directory).get("plan") or {}
     if not isinstance(plan, Mapping):
         raise InputError(f"{directory / 'config.json'}: plan: no seeds and folds; the run directory is damaged")
-    seeds = [directory / f"seed{seed}" for seed in plan.get("seeds") or ()] or [directory]
+    try:
+        seeds = [directory / f"seed{seed}" for seed in check_seeds(plan["seeds"])] if plan.get("seeds") else [directory]
+    except ValueError as error:
+        raise InputError(f"{directory / 'config.json'}: plan: seeds: {error}; the run directory is damaged") from None
     tables = []
     for one in seeds:
         folds = sorted(one.glob("fold*")) if plan.get("folds") else [one]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import parallel
 from dataloader import Dialogue
 from experiment.insight import Insight, gather, several
 from experiment.settings import RunSettings
+from files import complain
 
 
 def leave_a_look(
@@ -44,7 +44,7 @@ def leave_a_look(
         problems = [f"{type(error).__name__}: {error}"]
     if problems:
         said = "; ".join(dict.fromkeys(problems))
-        print(f"warning: {directory}: to look at, but for {' '.join(said.split()):.600}", file=sys.stderr)
+        complain(f"warning: {directory}: to look at, but for {' '.join(said.split()):.600}")
 
 
 def _pictures(seen: Insight, formats: Sequence[str]) -> None:

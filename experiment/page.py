@@ -29,7 +29,7 @@ from experiment.insight import Insight, by_group, changed_settings, gather, resa
 from experiment.palette import colour, marker, plain
 from experiment.run_directory import read_config, unguarded
 from experiment.start import ending
-from files import InputError, WriteError, complain, printable, replacing, say
+from files import InputError, WriteError, complain, printable, replacing, say, spare
 
 NAME = "report.html"
 MATRIX = 20  # classes at most in the confusion matrix; of more, those with the most utterances
@@ -418,13 +418,18 @@ def write_page(
         seen: What there is to see, if it has been gathered.
 
     Raises:
-        InputError: If there is no such directory, or the page can be written nowhere.
+        InputError: If there is no such directory, or the page can be written nowhere, or would be over what it is of.
     """
     directory = Path(directory)
     if seen is None:
         if not directory.is_dir():
             raise InputError(f"{directory}: no directory of a run; name one")
         seen = gather(directory, network=network, dialogues=dialogues)
+    if out and out.absolute() != (directory / NAME).absolute():
+        settings = seen.config.get("settings")
+        data = settings.get("data") if isinstance(settings, dict) else None
+        features = data.get("features") if isinstance(data, dict) else None
+        spare([directory, *([Path(features)] if isinstance(features, str) else [])], out)
     return _write(render(seen), out or directory / NAME, elsewhere=out is None)
 
 

@@ -298,9 +298,9 @@ def summarise(directory: Path, figures: Mapping[str, Figures]) -> dict[str, Any]
 
 
 def class_table(figures: Mapping[str, Figures]) -> dict[str, pd.Series] | None:
-    """F1 on test of each class, in percent, by name: a value a run. None where a run does not say."""
+    """F1 on test of each class, in percent, by name: a value a run. None where a run does not say, or of others."""
     each = [run["test"].get("per_class") for run in figures.values()]
-    if not all(each):
+    if not all(each) or any(one.keys() != each[0].keys() for one in each):
         return None
     return {name: pd.Series([float(classes[name]["f1"]) for classes in each]) for name in each[0]}
 

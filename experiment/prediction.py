@@ -24,6 +24,7 @@ import utils
 from dataloader import IGNORE_LABEL, MODALITIES, Corpus, Dialogue, Standardiser, batches
 from experiment import calibration
 from experiment.calibration import Calibration
+from experiment.checks import check_memory
 from experiment.evaluation import BATCH_SIZE, assess_predictions, evaluate, extract_fused, utterance_table
 from experiment.run_directory import read_config
 from experiment.settings import Settings, check_seeds, from_json
@@ -371,6 +372,7 @@ def _load_one(directory: Path, config: Mapping[str, Any], device: str) -> Model:
             network = build_network(shape, settings.fusion, settings.classifier)
     except (RuntimeError, OverflowError, ValueError) as error:
         raise InputError(f"{where}: no network can be made of it ({error!s:.80}); the run is damaged") from None
+    check_memory(settings, shape, training=False)
     load_weights(network, best_weights(directory), assign=True)
     standardise = load_standardiser(directory)
     widths = {m: (len(standardise.mean[m]), len(standardise.scale.get(m, ()))) for m in standardise.mean}

@@ -31,6 +31,13 @@ def read_predictions(directory: Path, split: str = "test") -> pd.DataFrame:
             table["label"] = table["label"].astype(float).fillna(IGNORE_LABEL).astype(int)
         columns = [name for name in table if name.startswith("p_")]
         table[columns] = table[columns].astype(float).clip(lower=LEAST)
+        if not np.isfinite(table[columns].to_numpy()).all():
+            raise ValueError("probabilities")
+        for name, least in (("label", IGNORE_LABEL), ("predicted", 0)):
+            if name in table and columns:
+                classes = table[name].astype(int)
+                if not (classes.between(0, len(columns) - 1) | (classes == least)).all():
+                    raise ValueError(name)
         return table
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name the directory of a finished run") from None
@@ -69,13 +76,16 @@ def predictions_of(directory: Path, kind: str, names: Sequence[str]) -> pd.DataF
                 tables.append(pd.concat(folds, ignore_index=True))
         except (InputError, ValueError):
             return None
-    if any(not {"label", "turn"} <= set(table) for table in tables):
+    wanted = {"dialogue", "utterance", "label", "turn"}
+    if any(table.empty or not class_names(table) or not wanted <= set(table) for table in tables):
+        return None
+    if any(class_names(table) != class_names(tables[0]) for table in tables):
         return None
     if kind == "fold":
         return pd.concat(tables, ignore_index=True)
     key = ["dialogue", "utterance", "label"]
     tables = [table.sort_values(["dialogue", "turn"], kind="stable", ignore_index=True) for table in tables]
-    if any(not table[key].equals(tables[0][key]) or class_names(table) != class_names(tables[0]) for table in tables):
+    if any(not table[key].equals(tables[0][key]) for table in tables):
         return None
     columns = [f"p_{name}" for name in class_names(tables[0])]
     mean = np.mean([table[columns].to_numpy() for table in tables], 0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dataloader import Corpus
-from experiment.checks import check_memory, check_shape
+from experiment.checks import check_shape
 from experiment.evaluation import assess
 from experiment.flags import Command
 from experiment.look import leave_a_look
@@ -39,7 +39,6 @@ def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
     if command.export_fused and several:
         one = directory / model.members[0].name
         raise InputError(f"--export-fused writes the features of one run: use --evaluate {one}")
-    check_memory(settings, config["corpus"], training=False)
     scored = corpus
     if corpus.sha256 == config["features"]["sha256"] and not several:  # else no dialogue was held out of it
         scored = replace(corpus, splits=splits_of(config, corpus, directory))

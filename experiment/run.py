@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import parallel
 from experiment.console import Progress
@@ -30,7 +30,8 @@ from files import InputError, InterruptedRunError, complain, printable, replacin
 # Is shown every epoch's row of a stage, and may end the run by raising.
 watch: Callable[[str, Mapping[str, float]], None] | None = None
 stop_file: Path | None = None  # tells the runs of this process to stop, once it is there
-MOST_STATE = 256 * 2**30  # bytes of a checkpoint; read at once
+# A checkpoint is read at once. It has the weights, their average, the best, two moments of the optimizer, and curves.
+COPIES, CURVES_AND_REST = 6, 2**28  # of the weights; bytes
 
 
 def stops() -> list[signal.Signals]:
@@ -130,8 +131,12 @@ class Run:
 
     CURVES: Mapping[str, str] = {"adversarial": "GAN_loss.csv", "classifier": "history.csv"}
 
-    def __init__(self, directory: Path, *, tensorboard: bool, checkpoint_every: int = 1):
+    def __init__(
+        self, directory: Path, network: nn.Module | None = None, *, tensorboard: bool, checkpoint_every: int = 1
+    ):
         self.directory = directory
+        weights = network.state_dict().values() if network else ()
+        self._most = COPIES * sum(x.nbytes for x in weights) + CURVES_AND_REST
         self.history: dict[str, list[dict[str, float]]] = {stage: [] for stage in self.CURVES}
         self.stop_requested = False
         self.saving = 0.0
@@ -322,7 +327,7 @@ class Run:
             if not path.exists():
                 continue
             try:
-                if not path.is_file() or path.stat().st_size > MOST_STATE:
+                if not path.is_file() or path.stat().st_size > self._most:
                     raise ValueError("size")
                 content = path.read_bytes()
                 if hashlib.sha256(content[:-32]).digest() != content[-32:]:

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -48,7 +48,7 @@ RUN_FILES = (
 )
 RUN_FOLDERS = r"checkpoints|tensorboard(/mean[a-z_]*|/00000(/[a-z_]+)?)?"
 RUNS_WITHIN = r"calibration|seed\d+|fold[A-Za-z0-9]+"
-MOST_TENSORS = 64 * 2**30  # bytes of a file of weights; read at once
+HEADER = 1000  # bytes that a file of weights may have for each tensor besides the tensor
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -102,18 +102,25 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, like: Iterable[Tensor], other: str) -> dict[str, Tensor]:
     """Read named tensors.
 
+    Args:
+        path: The file.
+        like: Tensors as large as those it should have, of which no more than the size is looked at.
+        other: What to say of a file that is too large to be of these: it is not read.
+
     Raises:
-        InputError: If the file is not there or damaged.
+        InputError: If the file is not there, damaged, or larger than these tensors can make it.
     """
     try:
-        if path.is_file() and path.stat().st_size > MOST_TENSORS:
-            raise OSError(f"more than {MOST_TENSORS:,} bytes")
+        if path.is_file() and path.stat().st_size > 2**20 + sum(HEADER + x.nbytes for x in like):
+            raise InputError(other)
         if path.exists() and not path.is_file():
             raise OSError("a folder or a device, not a file")
         return load(path.read_bytes())
+    except InputError:
+        raise
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         reason = printable(" ".join(str(error).split()))
         raise InputError(f"{path}: cannot be read ({reason}); the run has not come so far, or is damaged") from None
@@ -331,7 +338,7 @@ def ill_formed(config: Mapping[str, Any]) -> str | None:
     if not dims or not isinstance(dims, dict) or not all(number(d, MOST_WIDTH) for d in dims.values()):
         return f"corpus: dims: widths are whole numbers from 1 to {MOST_WIDTH:,}"
     names = corpus.get("label_names")
-    if not texts(names, 1000) or not 0 < len(names) <= MOST_CLASSES or len(set(names)) != len(names):
+    if not texts(names, LONGEST_CLASS) or not 0 < len(names) <= MOST_CLASSES or len(set(names)) != len(names):
         return f"corpus: label_names: no list of 1 to {MOST_CLASSES} names"
     if not number(corpus.get("num_speakers"), MOST_SPEAKERS):
         return f"corpus: num_speakers: no number from 1 to {MOST_SPEAKERS}"
@@ -364,6 +371,7 @@ def splits_of(config: Mapping[str, Any], corpus: Corpus, directory: Path) -> dic
 
 MOST_WIDTH = 10_000_000  # of a modality
 MOST_CLASSES = 10_000
+LONGEST_CLASS = 1000  # characters of the name of a class
 
 
 def read_report(directory: Path) -> dict[str, Any]:
@@ -383,9 +391,27 @@ def read_report(directory: Path) -> dict[str, Any]:
             continue
         for name in utils.METRICS:
             value = figures.get(name) if isinstance(figures, dict) else None
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < math.inf:
+            if not _is_number(value):
                 raise InputError(damaged % f"{split}: no number for {name}")
+        if not _is_table(figures.get("per_class", {}), "f1"):
+            raise InputError(damaged % f"{split}: per_class: no number for the F1 of each class")
+    if report.get("chosen_on_test") and not _is_table({"test": report["chosen_on_test"]}, "weighted_f1"):
+        raise InputError(damaged % "chosen_on_test: no number for weighted_f1")
     return report
+
+
+def _is_table(value: Any, figure: str) -> bool:
+    """Whether a value is a dictionary of names, each with a dictionary that has a number for a figure."""
+    return (
+        isinstance(value, dict)
+        and len(value) <= MOST_CLASSES
+        and all(len(name) <= LONGEST_CLASS and isinstance(row, dict) for name, row in value.items())
+        and all(_is_number(row.get(figure)) for row in value.values())
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def check_same_run(directory: Path, settings: Settings, corpus: Corpus) -> None:

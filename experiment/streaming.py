@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from dataloader import MODALITIES
 from experiment.prediction import Member, Model
-from files import InputError, mute, printable
+from files import InputError, complain, mute, printable
 from model import GANFFN, FusedFeatureGenerator, LinearGenerator, SpeakerLayer
 
 LONGEST_LINE = 2**19  # bytes; 25,000 numbers of 20 digits
@@ -336,7 +336,7 @@ def answer_lines(stream: Stream, source: BinaryIO, sink: TextIO, *, strict: bool
         The exit status: 0, or 2 if any turn was refused.
     """
     if not stream.model.calibrated:
-        print("note: the probabilities are uncalibrated; train with --valid 0.1 or --calibrate 5", file=sys.stderr)
+        complain("note: the probabilities are uncalibrated; train with --valid 0.1 or --calibrate 5")
     refused, number = 0, 0
     while line := source.readline(LONGEST_LINE + 1):
         number += 1
@@ -350,14 +350,14 @@ def answer_lines(stream: Stream, source: BinaryIO, sink: TextIO, *, strict: bool
             answer = json.dumps(stream.answer(parse(line)))
         except RefusedTurnError as error:
             refused += 1
-            print(f"line {number}: {printable(str(error), 400)}", file=sys.stderr, flush=True)
+            complain(f"line {number}: {printable(str(error), 400)}")
             if strict:
                 return 2
             continue
         try:
             print(answer, file=sink, flush=True)
         except (OSError, ValueError):
-            print(f"line {number}: nobody reads the answers any more; stopped", file=sys.stderr)
+            complain(f"line {number}: nobody reads the answers any more; stopped")
             mute(sys.stdout)
             return 2
     return 2 if refused else 0

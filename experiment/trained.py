@@ -74,10 +74,11 @@ def load_standardiser(directory: Path) -> Standardiser:
         InputError: If it is not there, or cannot be one of the widths that the run's ``config.json`` names.
     """
     path, dims = standardiser_file(directory), read_config(directory)["corpus"]["dims"]
-    tensors = load_tensors(path)
+    other = f"{path}: not of features {dims}, as config.json has them; the run directory is damaged"
+    tensors = load_tensors(path, [torch.empty(2 * sum(dims.values()), dtype=torch.float64, device="meta")], other)
     wanted = {f"{m}.{name}": (width,) for m, width in dims.items() for name in ("mean", "scale")}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != wanted:
-        raise InputError(f"{path}: not of features {dims}, as config.json has them; the run directory is damaged")
+        raise InputError(other)
     if any(x.dtype != torch.float64 or not x.isfinite().all() for x in tensors.values()) or any(
         (tensors[f"{m}.scale"] <= 0).any() for m in dims
     ):
@@ -96,10 +97,10 @@ def load_weights(module: nn.Module, path: Path, assign: bool = False) -> None:
     Raises:
         InputError: If the file is not there, is damaged, or is of a network of another shape.
     """
-    tensors = load_tensors(path)
+    other = f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"
+    tensors = load_tensors(path, module.state_dict().values(), other)
     if not all(x.isfinite().all() for x in tensors.values()):
         raise InputError(f"{path}: weights that are infinite or NaN; the file is damaged")
-    other = f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"
     kinds = {name: x.dtype for name, x in module.state_dict().items()}
     if any(x.dtype != kinds.get(name, x.dtype) for name, x in tensors.items()):
         raise InputError(other)

@@ -9,7 +9,7 @@ from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 SMALL = ["--fused-channels", "16", "--device", "cpu", "--no-pictures", "--no-tensorboard"]
-QUICK = ["--epochs", "2", "--GAN-epochs", "1", *SMALL]
+QUICK = ["--epochs", "2", "--GAN-epochs", "1", "--checkpoint-every", "1", *SMALL]
 
 
 def small_corpus(**changes):

@@ -178,6 +178,44 @@ def test_a_table_that_does_not_fit_is_one_line(tmp_path, capsys, change, says):
     assert says in error and error.count("\n") == 1 and "\x1b" not in error
 
 
+@pytest.mark.parametrize("seeds", [5, True, ["/../x"], [{}], [10**400], "01"])
+def test_seeds_that_are_no_numbers_are_one_line(tmp_path, capsys, seeds):
+    run = write_run(tmp_path / "run", table(), table(1))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"plan": {"seeds": seeds}}))
+    assert compare.main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "plan: seeds: " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda t: t.assign(label=99), "no table of predictions"),
+        (lambda t: t.assign(predicted="x"), "no table of predictions"),
+        (lambda t: t.assign(predicted=3), "no table of predictions"),
+        (lambda t: t.assign(p_sad=np.inf), "no table of predictions"),
+        (lambda t: t.rename(columns={"p_sad": "p_\x1b"}), "other classes than another"),
+    ],
+)
+def test_a_seed_whose_predictions_cannot_be_is_one_line(tmp_path, capsys, change, says):
+    run = write_run(tmp_path / "run", table(), change(table(1)))
+    assert compare.main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_tables_are_not_written_over_the_predictions_that_are_compared(tmp_path, capsys):
+    run = write_run(tmp_path / "run", table())
+    (tmp_path / "out").mkdir()
+    theirs = tmp_path / "out" / "scores.csv"
+    table().to_csv(theirs, index=False)
+    before = theirs.read_bytes()
+    assert compare.main([str(run), "--predictions", str(theirs), "--out", str(theirs.parent)]) == 2
+    assert "would be lost" in capsys.readouterr().err
+    assert theirs.read_bytes() == before and list(theirs.parent.iterdir()) == [theirs]
+
+
 @pytest.mark.parametrize("flags, says", [(["no/run"], "cannot be read"), ([], "required"), (["a", "--draws", "1"], "")])
 def test_wrong_flags_are_one_line(capsys, flags, says):
     try:

@@ -605,6 +605,9 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatc
     path = talk(tmp_path, 2)
     assert extract_features.main(["--manifest", str(path), "--out", str(tmp_path / "a"), "--device", "cuda:9"]) == 2
     assert capsys.readouterr().err == "--device: 'cuda:9': no such device here; there is cpu\n"
+    before = path.read_bytes()
+    assert extract_features.main(["--manifest", str(path), "--out", str(path)]) == 2
+    assert "would be lost" in capsys.readouterr().err and path.read_bytes() == before
 
 
 def test_speech_that_is_synthesised_has_the_pitch_of_its_voice_after_the_whole_way(tmp_path):

@@ -203,6 +203,16 @@ def test_a_page_of_one_run_or_over_an_input_is_refused(tmp_path, capsys):
     assert (tmp_path / "two" / "config.json").read_bytes() == before
 
 
+def test_a_page_is_not_written_over_what_it_is_of(tmp_path, capsys):
+    make_run(tmp_path / "run", corpus_of([5, 4]), file=tmp_path / "data.pkl")
+    for out in (tmp_path / "run" / "config.json", tmp_path / "data.pkl"):
+        before = out.read_bytes()
+        assert main([str(tmp_path / "run"), "--out", str(out)]) == 2
+        assert "would be lost" in capsys.readouterr().err and out.read_bytes() == before
+    for out in (tmp_path / "run" / page.NAME, tmp_path / "page.html"):
+        assert [main([str(tmp_path / "run"), "--out", str(out)]) for _ in range(2)] == [0, 0]
+
+
 def test_utterances_without_a_label_are_left_out_and_said(tmp_path):
     network, dialogues = make_run(tmp_path / "run", corpus_of([9, 7]))
     path = tmp_path / "run" / "predictions.csv"

@@ -377,6 +377,18 @@ def test_wrong_flags_are_one_line(folder, capsys, flags, says):
     assert status == 2 and re.search(says, error) and error.count("\n") == 1, error
 
 
+@pytest.mark.parametrize("out", ["new.pkl", "link", "run/config.json", "run/checkpoints/best.safetensors"])
+def test_a_table_is_not_written_over_what_is_read(folder, tmp_path, capsys, out):
+    shutil.copytree(folder / "run" / "seed0", tmp_path / "run")
+    shutil.copy(folder / "small.pkl", tmp_path / "new.pkl")
+    (tmp_path / "link").symlink_to("new.pkl")
+    before = (tmp_path / out).read_bytes()
+    flags = [str(tmp_path / "run"), str(tmp_path / "new.pkl"), "--device", "cpu", "--out", str(tmp_path / out)]
+    assert predict.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "would be lost" in error and error.count("\n") == 1 and (tmp_path / out).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "change, says",
     [

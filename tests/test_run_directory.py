@@ -305,6 +305,43 @@ def test_reports_with_no_figures_are_said_in_a_line(run_copy, refused, report):
     assert "report.json" in refused("--resume", directory)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"per_class": x} for x in (3, [1], {"x": 1}, {"happy": {"f1": "x"}}, {"happy": {}}, {"x" * 1001: {"f1": 1}})),
+        *({"chosen_on_test": x} for x in (3, {"weighted_f1": "x"})),
+    ],
+    ids=range(8),
+)
+def test_figures_of_a_report_that_are_none_are_said_in_a_line(run_copy, refused, change):
+    path = run_copy("seeds") / "seed1" / "report.json"
+    report = json.loads(path.read_text())
+    (report["test"] if "per_class" in change else report).update(change)
+    path.write_text(json.dumps(report))
+    assert next(iter(change)) in refused("--resume", path.parent.parent)
+
+
+MISREAD = {
+    "no dialogue": lambda t: t.drop(columns="dialogue"),
+    "no utterance": lambda t: t.drop(columns="utterance"),
+    "no rows": lambda t: t.iloc[:0],
+    "a class there is not": lambda t: t.assign(label=99),
+    "no probabilities": lambda t: t[[c for c in t if not c.startswith("p_")]],
+    "one class": lambda t: t.drop(columns=[c for c in t if c.startswith("p_")][1:]),
+}
+
+
+@pytest.mark.parametrize("what", MISREAD)
+def test_seeds_whose_predictions_are_no_table_are_summarised_without_an_ensemble(run_copy, what):
+    directory = run_copy("seeds")
+    for seed in ("seed0", "seed1"):
+        path = directory / seed / "predictions.csv"
+        MISREAD[what](pd.read_csv(path)).to_csv(path, index=False)
+    assert main("--resume", directory) == 0
+    summary = json.loads((directory / "summary.json").read_text())
+    assert "mean" in summary and "ensemble" not in summary
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "endless"])
 def test_a_config_that_is_no_file_is_refused(run_copy, refused, kind):
     directory = run_copy("finished")
@@ -414,6 +451,24 @@ def test_a_compressed_checkpoint_is_not_unpacked(run_copy, refused):
             new.writestr(member.filename, old.read(member), zipfile.ZIP_DEFLATED)
     last.write_bytes(packed.getvalue() + hashlib.sha256(packed.getvalue()).digest())
     assert "damaged" in refused("--resume", directory)
+
+
+@pytest.mark.parametrize("name", ["best", "fusion", "standardiser", "last"])
+def test_a_file_larger_than_its_network_is_not_read(features, run_copy, refused, tmp_path, monkeypatch, name):
+    directory = run_copy("stopped" if name == "last" else "finished")
+    (directory / "checkpoints" / "previous.pt").unlink(missing_ok=True)
+    path = directory / "checkpoints" / (f"{name}.safetensors" if name != "last" else "last.pt")
+    with path.open("wb") as stream:
+        stream.truncate(3 * 10**8)
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda one: pytest.fail("read") if one == path else read(one))
+    if name == "last":
+        assert "damaged" in refused("--resume", directory)
+    elif name == "fusion":
+        line = refused("--features", features, "--out", tmp_path / "new", *QUICK, "--use-trained-GAN", directory)
+        assert "another network" in line
+    else:
+        assert path.name in refused("--evaluate", directory)
 
 
 def header(text):

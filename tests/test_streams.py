@@ -56,6 +56,28 @@ def test_help_and_complaints_end_quietly(tmp_path, stream, flags, status):
         assert "error: " in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
 
 
+@pytest.fixture(scope="module")
+def trained(features, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    shell(f"SCRIPT --features {features} --out {out} {' '.join(QUICK)}")
+    return out
+
+
+@pytest.mark.parametrize(("stream", "status"), [("> /dev/full", 1), ("2> /dev/full", 0), (">&- 2>&-", 0)])
+def test_predictions_and_comparisons_are_written_whoever_reads(features, trained, tmp_path, stream, status):
+    predict = f"predict.py {trained} {features} --device cpu --out {tmp_path / 'p.csv'}"
+    for line, written in ((predict, "p.csv"), (f"compare.py {trained} --out {tmp_path}", "scores.csv")):
+        assert shell(f"{sys.executable} {ROOT}/{line} {stream}").returncode == status
+        assert (tmp_path / written).stat().st_size > 100
+
+
+@pytest.mark.parametrize(("stream", "lines"), [("| true", 1), ("2> /dev/full", 0), (">&- 2>&-", 0)])
+def test_the_complaint_of_an_extraction_ends_quietly(tmp_path, stream, lines):
+    flags = f"--manifest none.csv --out {tmp_path / 'x.safetensors'} {stream}"
+    done = shell(f"{sys.executable} {ROOT}/extract_features.py {flags}; exit ${{PIPESTATUS[0]}}", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == lines and not list(tmp_path.iterdir())
+
+
 def ended(process):
     out, err = process.communicate(timeout=60)
     assert b"Traceback" not in out + err and b"Exception ignored" not in err, err

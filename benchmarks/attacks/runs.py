@@ -15,17 +15,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
+import compare
+import predict
 import train_IEMOCAP
 from attacks.driver import ROOT, Attack, shell
 from attacks.features import write_ours
 from attacks.values import IN_JSON, TEXTS, put
+from experiment import page
 from experiment.flags import build_parser, parse_args
 from experiment.run import Run
 from feature_files import write_nine_tuple
 from synthetic import synthetic_corpus
 
 QUICK = ["--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--device", "cpu"]
-QUICK += ["--no-pictures", "--no-tensorboard"]
+QUICK += ["--no-pictures", "--no-tensorboard", "--checkpoint-every", "1"]
 NEW = ["--features", "features.pkl", *QUICK]
 LEFT_OUT = object()
 
@@ -54,6 +60,21 @@ WORDS = [
 def train(arguments: Sequence[str]) -> int:
     """``python train_IEMOCAP.py``."""
     return train_IEMOCAP.main(list(arguments))
+
+
+def use(arguments: Sequence[str]) -> int:
+    """``python predict.py``, on the CPU."""
+    return predict.main([*arguments, "--device", "cpu"])
+
+
+def contrast(arguments: Sequence[str]) -> int:
+    """``python compare.py``."""
+    return compare.main(list(arguments))
+
+
+def remake(arguments: Sequence[str]) -> int:
+    """``python -m experiment.page``."""
+    return page.main(list(arguments))
 
 
 @cache
@@ -191,7 +212,13 @@ def directories() -> Iterator[Attack]:
     """What --overwrite may not delete, and runs that hold links, damage, or what another command has left."""
 
     def on(
-        name: str, change: Callable[[Path], Any], *arguments: str, run: str = "one", refuse: bool = True, may: str = ""
+        name: str,
+        change: Callable[[Path], Any],
+        *arguments: str,
+        run: str = "one",
+        refuse: bool = True,
+        may: str = "",
+        command: Callable[[Sequence[str]], int] = train,
     ) -> Attack:
         def make(folder: Path) -> list[str]:
             directory = copied(run, folder)
@@ -201,7 +228,7 @@ def directories() -> Iterator[Attack]:
             change(directory)
             return arguments
 
-        return Attack("directories", name, make, train, refuse=refuse, may=may)
+        return Attack("directories", name, make, command, refuse=refuse, may=may)
 
     anew = [*NEW, "--overwrite", "--out", "run"]
 
@@ -291,6 +318,69 @@ def directories() -> Iterator[Attack]:
         "nothing": lambda c: c.clear(),
     }.items():
         yield on(f"a seed that was filled with {name}", filled(change), "--resume", "run", run="two")
+    for name, path, change in misread():
+        for seeds in ((1,), (0, 1)):
+
+            def spoilt(directory: Path, path: str = path, change: Any = change, seeds: Any = seeds) -> None:
+                for seed in seeds:
+                    one = directory / f"seed{seed}" / path
+                    if path.endswith("json"):
+                        report = json.loads(one.read_text())
+                        change(report)
+                        one.write_text(json.dumps(report))
+                    else:
+                        change(pd.read_csv(one)).to_csv(one, index=False)
+
+            what, more = f"{path} of {len(seeds)} of 2 seeds: {name}", {"run": "two", "refuse": False}
+            yield on(f"--resume: {what}", spoilt, "--resume", "run", may="run", **more)
+            yield on(f"compare: {what}", spoilt, "run", "--out", "new", command=contrast, **more)
+    for value in (5, True, "x", ["/../../x"], [{}], [10**400], [None], {"0": 1}):
+
+        def planned(directory: Path, value: Any = value) -> None:
+            config = json.loads((directory / "config.json").read_text())
+            config["plan"]["seeds"] = value
+            (directory / "config.json").write_text(json.dumps(config))
+
+        for command, arguments in ((train, ["--evaluate", "run"]), (contrast, ["run"]), (use, ["run", "features.pkl"])):
+            yield on(f"seeds {value!a:.20}", planned, *arguments, run="two", command=command)
+    for name in ("best.safetensors", "fusion.safetensors", "standardiser.safetensors", "last.pt"):
+        for size in (10**9, 60 * 10**9):
+
+            def hollow(directory: Path, name: str = name, size: int = size) -> None:
+                with (directory / "checkpoints" / name).open("wb") as stream:
+                    stream.truncate(size)
+
+            run, lines = "one", [["--evaluate", "run"], [*NEW, "--out", "new", "--use-trained-GAN", "run"]]
+            if name == "last.pt":
+                run, lines = "stopped", [["--resume", "run"]]
+            for arguments in lines:
+                yield on(f"{name} of {size} bytes of nothing", hollow, *arguments, run=run, refuse=False, may="run")
+    for out in ("features.pkl", "run/config.json", "run/checkpoints/best.safetensors", "run", "link"):
+
+        def linked(directory: Path) -> None:
+            (directory.parent / "link").symlink_to("features.pkl")
+
+        yield on(f"predict --out {out}", linked, "run", "features.pkl", "--out", out, command=use)
+        yield on(f"page --out {out}", linked, "run", "--out", out, command=remake)
+    for out in ("run/config.json", "run/predictions.csv"):
+        yield on(f"compare --html {out}", lambda d: None, "run", "--html", out, command=contrast)
+
+
+def misread() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
+    """What a run says of itself, as another command reads it: what is wrong, the file, and the change."""
+    one = {"f1": 1}
+    for value in (3, "x", [1], {"x": 1}, {"x": one}, {"happy": {"f1": "x"}}, {"x" * 10**6: one}, {"\x1b": one}):
+        yield f"per_class {value!a:.20}", "report.json", lambda r, v=value: r["test"].update(per_class=v)
+    for value in (3, "x", {"weighted_f1": "x"}, {"weighted_f1": None}):
+        yield f"chosen_on_test {value!a:.30}", "report.json", lambda r, v=value: r.update(chosen_on_test=v)
+    for column in ("dialogue", "utterance", "turn", "speaker", "label", "predicted", "split", "p_happy"):
+        yield f"no {column}", "predictions.csv", lambda t, c=column: t.drop(columns=c)
+        for value in (99, -5, 1e300, np.nan, np.inf, "x", "\x1b[31m\u202e"):
+            yield f"{column} = {value!a}", "predictions.csv", lambda t, c=column, v=value: t.assign(**{c: v})
+    yield "no probabilities", "predictions.csv", lambda t: t[[c for c in t if not c.startswith("p_")]]
+    yield "no rows", "predictions.csv", lambda t: t.iloc[:0]
+    yield "every row twice", "predictions.csv", lambda t: pd.concat([t, t])
+    yield "other classes", "predictions.csv", lambda t: t.rename(columns=lambda c: c + "\x1b" if c[:2] == "p_" else c)
 
 
 # Streams --------------------------------------------------------------------------------------------------------------
