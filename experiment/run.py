@@ -29,6 +29,7 @@ from files import InputError, InterruptedRunError, complain, printable, replacin
 # Is shown every epoch's row of a stage, and may end the run by raising.
 watch: Callable[[str, Mapping[str, float]], None] | None = None
 stop_file: Path | None = None  # tells the runs of this process to stop, once it is there
+DIGITS = 6  # of the curves' numbers in CSV files
 MOST_STATE = 256 * 2**30  # bytes of a checkpoint; read at once
 
 
@@ -188,7 +189,7 @@ class Run:
         # A checkpoint with a number of NumPy's could not be read again: torch takes it for code.
         row = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
         self.history[stage].append(row)
-        write_csv(self.directory / self.CURVES[stage], self.history[stage])
+        write_csv(self.directory / self.CURVES[stage], self.history[stage], DIGITS)
         if self._curves:
             self._curves.add({stage: [row]}, self.history)
         if self._progress:
@@ -288,7 +289,7 @@ class Run:
             # What is on the disk may be of a later epoch than the checkpoint.
             for each, rows in self.history.items():
                 if rows:
-                    write_csv(self.directory / self.CURVES[each], rows)
+                    write_csv(self.directory / self.CURVES[each], rows, DIGITS)
                 elif not parallel.follows():
                     (self.directory / self.CURVES[each]).unlink(missing_ok=True)
             return int(state["epoch"])
