@@ -229,8 +229,11 @@ def test_all_that_can_be_used_has_a_name(report, opened):
 
 
 def test_it_prints_without_its_controls(report, opened):
-    shown = opened(report, color_scheme="dark")
+    shown = opened(report, 720, color_scheme="dark")  # about A4
     shown.emulate_media(media="print")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 720
+    table, figure = (shown.locator(f"#classes {name}").first.bounding_box() for name in ("table", "figure"))
+    assert table["y"] + table["height"] <= figure["y"]
     assert not shown.locator("#filters").is_visible() and shown.locator("#u0").is_visible()
     assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
