@@ -54,7 +54,10 @@ def summary(tables: Mapping[str, pd.DataFrame], runs: Sequence[Predictions], dra
                 f"McNemar's exact test, {test['run']} and {test['over']}: right alone {test['right alone']} and "
                 f"{test['other right alone']}, p = {test['p']:.2g} (takes utterances for independent)."
             )
-    return "\n".join([*lines, "", tables["groups"].to_string(index=False, float_format="{:.2f}".format)])
+    by_group = tables["groups"].to_string(index=False, float_format="{:.2f}".format, na_rep="–")
+    return "\n".join(
+        [*lines, "", f"low, high: {LEVEL} % interval of weighted F1 over the group's dialogues.", by_group]
+    )
 
 
 def write(tables: Mapping[str, pd.DataFrame], folder: Path, inputs: Sequence[Path] = ()) -> None:

@@ -23,6 +23,7 @@ from experiment.settings import check_seeds
 from files import InputError, printable
 
 DRAWS = 10_000
+GROUP_DRAWS = 1_000  # at most, for each of perhaps hundreds of speakers
 LEVEL = 95  # of the intervals, percent
 UTTERANCE = ("dialogue", "utterance", "speaker", "label", "sentence")
 MEASURES = ("weighted F1", "macro F1", "accuracy")
@@ -371,8 +372,7 @@ def compare(runs: Sequence[Predictions], count: int = DRAWS, seed: int = 0) -> d
 
     Returns:
         ``scores``: a row for each run and measure, with ``value``, ``low`` and ``high``. ``differences``: the same of
-        each other run less the first. ``mcnemar``: a row each other run. ``groups``: weighted F1 and accuracy by
-        speaker and by session.
+        each other run less the first. ``mcnemar``: a row each other run. ``groups``: as `groups` gives them.
 
     Raises:
         InputError: If they were tested on different utterances.
@@ -413,12 +413,23 @@ def compare(runs: Sequence[Predictions], count: int = DRAWS, seed: int = 0) -> d
         "scores": pd.DataFrame(scores),
         "differences": pd.DataFrame(differences, columns=["run", "over", "measure", "value", "low", "high"]),
         "mcnemar": pd.DataFrame(tests, columns=["run", "over", "right alone", "other right alone", "p"]),
-        "groups": groups(runs, names),
+        "groups": groups(runs, names, min(count, GROUP_DRAWS), seed),
     }
 
 
-def groups(runs: Sequence[Predictions], names: Sequence[str]) -> pd.DataFrame:
-    """Weighted F1 and accuracy of each run by speaker and by session, the mean over its members."""
+def groups(runs: Sequence[Predictions], names: Sequence[str], count: int = GROUP_DRAWS, seed: int = 0) -> pd.DataFrame:
+    """Scores of each run by speaker and by session, the mean over its members; weighted F1 with its interval.
+
+    Args:
+        runs: Aligned.
+        names: Theirs.
+        count: Draws of the bootstrap over the group's dialogues.
+        seed: Of the draws.
+
+    Returns:
+        ``by``, ``group``, ``run``, ``utterances``, `MEASURES`, and the interval of weighted F1, ``low`` and ``high``,
+        NaN of a single dialogue.
+    """
     table = runs[0].table
     speakers = table["speaker"].astype(str)
     sessions = table["dialogue"].map(lambda i: session_of(str(i)))
@@ -428,12 +439,17 @@ def groups(runs: Sequence[Predictions], names: Sequence[str]) -> pd.DataFrame:
     for by, column in (("session", sessions), ("speaker", speakers)):
         for group in sorted(set(column) - {""}):
             inside = (column == group).to_numpy()
+            weights = draws(list(dict.fromkeys(table["dialogue"][inside])), count, seed)
             for name, run in zip(names, runs, strict=True):
                 part = Predictions(name, table[inside], run.members[:, inside], run.together[inside], run.label_names)
-                matrices = confusions(part).sum(1)
-                found = {m: float(x.mean()) for m, x in measures(matrices, run.label_names).items() if m in MEASURES}
-                rows.append({"by": by, "group": group, "run": name, "utterances": int(matrices[0].sum()), **found})
-    return pd.DataFrame(rows, columns=["by", "group", "run", "utterances", *MEASURES])
+                matrices = confusions(part)
+                scores = measures(matrices.sum(1), run.label_names)
+                found = {m: float(scores[m].mean()) for m in MEASURES}
+                drawn = scores_of(matrices, weights, run.label_names)["weighted F1"]
+                low, high = interval(drawn) if weights.shape[1] > 1 else (np.nan, np.nan)
+                about = {"by": by, "group": group, "run": name, "utterances": int(matrices[0].sum())}
+                rows.append({**about, **found, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=["by", "group", "run", "utterances", *MEASURES, "low", "high"])
 
 
 def distinct_names(runs: Sequence[Predictions]) -> list[str]:
@@ -487,6 +503,8 @@ def latex(table: pd.DataFrame) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, float) and np.isnan(value):
+        return "–"
     return (
         f"{value:.3g}"
         if isinstance(value, float) and 0 < abs(value) < 0.01

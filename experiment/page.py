@@ -103,11 +103,17 @@ def style_data(label_names: Sequence[str]) -> dict[str, Any]:
 
 
 def headline(seen: Insight) -> dict[str, Any]:
-    """The figure, and what must be known to read it."""
-    scores = seen.scores
+    """The figure, and what must be known to read it. Of several runs it is their mean: an ensemble's is said below."""
+    scores, interval, spread = seen.scores, None, None
+    count = seen.table["dialogue"].nunique()
+    if count > 1:
+        labels, predicted = (seen.table[c].to_numpy() for c in ("label", "predicted"))
+        interval = resample(seen.table["dialogue"], labels, predicted, len(seen.label_names)).interval()
     lines = []
     if seen.members:
-        lines.append(_of_members(seen))
+        means = of_members(seen)
+        lines.append(_of_members(seen, scores, interval))
+        scores, interval, spread = means.mean(), None, utils.deviation(means["weighted_f1"])
     elif "best_epoch" in seen.report:
         lines.append(_kept(seen))
     if on_test := seen.report.get("chosen_on_test"):
@@ -119,21 +125,27 @@ def headline(seen: Insight) -> dict[str, Any]:
         lines.append(f"Interrupted at {said}: this is not the whole run.")
     data = seen.config.get("features") if isinstance(seen.config.get("features"), dict) else {}
     demo = bool(seen.settings.get("data", {}).get("demo"))
-    interval = None
-    if len(seen.table):
-        labels, predicted = (seen.table[c].to_numpy() for c in ("label", "predicted"))
-        interval = resample(seen.table["dialogue"], labels, predicted, len(seen.label_names)).interval()
     return {
         "f1": scores.get("weighted_f1"),
         "macro": scores.get("macro_f1"),
         "accuracy": scores.get("accuracy"),
-        "interval": interval if interval and seen.table["dialogue"].nunique() > 1 else None,
-        "dialogues": seen.table["dialogue"].nunique(),
+        "interval": interval,
+        "spread": spread,
+        "runs": len(seen.members),
+        "dialogues": count,
         "utterances": len(seen.table),
         "data": "synthetic corpus" if demo else Path(str(data.get("file", "unknown"))).name,
         "demo": demo,
         "lines": lines,
     }
+
+
+def of_members(seen: Insight) -> pd.DataFrame:
+    """Weighted F1, macro F1 and accuracy of every run; of seeds of folds, of every seed: the means over its folds."""
+    names = ["weighted_f1", "macro_f1", "accuracy"]
+    rows = {name: {k: report["test"].get(k, math.nan) for k in names} for name, report in seen.members.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=names).astype(float)
+    return table.groupby(table.index.str.partition("/").get_level_values(0), sort=False).mean()
 
 
 def _kept(seen: Insight) -> str:
@@ -150,17 +162,19 @@ def _kept(seen: Insight) -> str:
     )
 
 
-def _of_members(seen: Insight) -> str:
+def _of_members(seen: Insight, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
+    """Which runs they are, and what they come to together."""
     plan = seen.config.get("plan") if isinstance(seen.config.get("plan"), dict) else {}
     words = [f"seeds {', '.join(map(str, plan['seeds']))}"] if plan.get("seeds") else []
     words += [f"folds over {plan['folds']}"] if plan.get("folds") else []
-    each = [r["test"].get("weighted_f1", math.nan) for r in seen.members.values()]
-    spread = utils.deviation(pd.Series(each))
-    shown = f"{np.mean(each):.2f}" + (f" ± {spread:.2f} (standard deviation)" if spread is not None else "")
-    kind = "The figure above is the ensemble's: the mean of the probabilities of all runs that scored an utterance."
+    said = f"{len(seen.members)} runs, {'; '.join(words) or 'of a plan'}."
+    if not scores:
+        return said
+    kind = "All networks as one, an ensemble (the mean of the probabilities of all runs that scored an utterance)"
     if not any(name.startswith("seed") for name in seen.members):
-        kind = "The figure above is of every utterance once, scored by the run that held it out."
-    return f"{len(seen.members)} runs, {'; '.join(words) or 'of a plan'}: mean weighted F1 {shown}. {kind}"
+        kind = "All folds together, every utterance once, scored by the run that held it out"
+    over = f", 95 % interval over dialogues {interval[0]:.1f} to {interval[1]:.1f}" if interval else ""
+    return f"{said} {kind}: weighted F1 {scores['weighted_f1']:.2f}{over}. This is what the parts below are of."
 
 
 def facts(seen: Insight) -> dict[str, str]:

@@ -30,6 +30,7 @@ from files import InputError, InterruptedRunError, complain, printable, replacin
 # Is shown every epoch's row of a stage, and may end the run by raising.
 watch: Callable[[str, Mapping[str, float]], None] | None = None
 stop_file: Path | None = None  # tells the runs of this process to stop, once it is there
+DIGITS = 6  # of the curves' numbers in CSV files
 # A checkpoint is read at once. It has the weights, their average, the best, two moments of the optimizer, and curves.
 COPIES, CURVES_AND_REST = 6, 2**28  # of the weights; bytes
 
@@ -196,7 +197,7 @@ class Run:
         # A checkpoint with a number of NumPy's could not be read again: torch takes it for code.
         row = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
         self.history[stage].append(row)
-        write_csv(self.directory / self.CURVES[stage], self.history[stage])
+        write_csv(self.directory / self.CURVES[stage], self.history[stage], DIGITS)
         if self._curves:
             self._curves.add({stage: [row]}, self.history)
         if self._progress:
@@ -298,7 +299,7 @@ class Run:
             # What is on the disk may be of a later epoch than the checkpoint.
             for each, rows in self.history.items():
                 if rows:
-                    write_csv(self.directory / self.CURVES[each], rows)
+                    write_csv(self.directory / self.CURVES[each], rows, DIGITS)
                 elif not parallel.follows():
                     (self.directory / self.CURVES[each]).unlink(missing_ok=True)
             return int(state["epoch"])

@@ -60,11 +60,16 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]], digits: int | None = None) -> None:
     r"""Write a table, whole or not at all.
 
     Text that a spreadsheet would take for a formula gets a ``'`` before it. Control characters, line breaks and halves
     of surrogate pairs are escaped (``\r``), so that a row is a line.
+
+    Args:
+        path: The file.
+        rows: The table.
+        digits: Significant digits of numbers that are not whole; all they have unless given.
     """
     if parallel.follows():
         return
@@ -74,7 +79,7 @@ def write_csv(path: Path, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> N
             table[name] = [one_line(x) if isinstance(x, str) else x for x in table[name]]
     table.columns = [one_line(str(name)) for name in table.columns]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        table.to_csv(stream, index=False)
+        table.to_csv(stream, index=False, float_format=f"%.{digits}g" if digits else None)
 
 
 NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

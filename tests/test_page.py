@@ -37,6 +37,9 @@ def test_the_page_of_a_run_is_the_same_when_it_is_made_again(run, capsys):
         assert f'<section id="{part}"' in first
     assert first.count("<h3>Fused features by") == 2 and "<h3>Last layer by emotion" in first
     assert "Nothing was held out" in first and "best.safetensors (epoch 2 of stage 2" in first
+    assert "--fused-channels 16" in first and "SHA-256" in first and "torch_geometric" in first
+    rows = re.findall(r"<bdi>Ses05 [FM]</bdi></th><td>[\d.]+</td><td>[\d.]+ to [\d.]+</td>.*", first)
+    assert len(rows) == 2 and all("few: read with care" in row for row in rows)
 
 
 def test_what_the_script_reads_is_what_the_run_predicted(run):
@@ -161,6 +164,9 @@ def test_several_seeds_have_a_page_of_spread_and_ensemble(tmp_path):
     assert np.allclose(seen.probabilities, (each[0] + each[1]) / 2)
     text = write_page(tmp_path / "plan").read_text()
     assert "2 runs" in text and "ensemble" in text and 'id="runs"' in text
+    f1 = [report["test"]["weighted_f1"] for report in seen.members.values()]
+    assert f'id="f1">{np.mean(f1):.2f}</span> ± {np.std(f1, ddof=1):.2f} ' in text  # single networks, not the ensemble
+    assert f"weighted F1 {seen.scores['weighted_f1']:.2f}, 95 % interval over dialogues" in text
 
 
 def test_the_page_of_several_runs_says_what_compare_prints(tmp_path, capsys):

@@ -130,6 +130,24 @@ def test_a_cell_of_the_matrix_lists_its_utterances(report, opened):
         assert cell.get_attribute("aria-pressed") == "true"
 
 
+def test_speakers_are_left_and_right_by_their_first_turn(report, opened):
+    shown = opened(report)
+    sides = ["left" in turn.get_attribute("class").split() for turn in shown.locator("#chat li").all()]
+    assert sides == [True, False, True] * 3  # Ann, Bob, Cy
+
+
+def test_the_strip_has_a_row_for_each_class_that_occurs(tmp_path, opened):
+    """Of more classes than have a colour each, those of the dialogue, so that none is told by colour alone."""
+    names = tuple(f"class {i:02d}" for i in range(40))
+    make_run(tmp_path / "run", corpus_of([6, 60], names))
+    made = write_page(tmp_path / "run", seen=gather(tmp_path / "run", maps=False))
+    shown, data = opened(made), data_of(made)
+    there = sorted({*data["label"][:6], *data["predicted"][:6]})
+    assert shown.locator("#strip text").all_text_contents() == [*(names[k] for k in there), "wrong"]
+    shown.locator("#dialogue").select_option("1")
+    assert shown.locator("#strip text").all_text_contents() == ["true", "predicted", "wrong"]
+
+
 def test_what_decided_leads_to_the_neighbour(report, opened):
     shown, data = opened(report), data_of(report)
     shown.locator("#u3 summary").click()
@@ -138,6 +156,9 @@ def test_what_decided_leads_to_the_neighbour(report, opened):
     offset = data["neighbours"][3][0][0]
     shown.locator("#u3 details button").first.click()
     assert shown.evaluate("document.activeElement.id") == f"u{3 + offset}"
+    for i, bar in enumerate(shown.locator("#u3 .bar.mid i").all()[:3]):
+        change = list(data["modalities"].values())[i][3]
+        assert ("left:50%" in bar.get_attribute("style")) == (change >= 0)
 
 
 def test_the_keyboard_alone_is_enough(report, opened):
@@ -180,6 +201,7 @@ def test_nothing_hangs_over_at_any_width(report, opened, width, scheme):
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     shown.locator("#u0 summary").click()
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    assert shown.locator(".matrix").bounding_box()["width"] <= width - 32  # six classes without scrolling
     back, text = shown.evaluate("(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))")
     light, dark = (sum(map(int, c[4:-1].split(","))) for c in (back, text))
     assert (light > 600 and dark < 150) if scheme == "light" else (light < 150 and dark > 600)
@@ -207,8 +229,11 @@ def test_all_that_can_be_used_has_a_name(report, opened):
 
 
 def test_it_prints_without_its_controls(report, opened):
-    shown = opened(report, color_scheme="dark")
+    shown = opened(report, 720, color_scheme="dark")  # about A4
     shown.emulate_media(media="print")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 720
+    table, figure = (shown.locator(f"#classes {name}").first.bounding_box() for name in ("table", "figure"))
+    assert table["y"] + table["height"] <= figure["y"]
     assert not shown.locator("#filters").is_visible() and shown.locator("#u0").is_visible()
     assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 

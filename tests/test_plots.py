@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from made_run import corpus_of, make_run
+from PIL import Image
 
 from experiment import plots
 from experiment.insight import Map, gather
@@ -66,6 +67,8 @@ def test_every_format_is_written(tmp_path):
     heads = {".pdf": b"%PDF", ".png": b"\x89PNG", ".svg": b"<?xml"}
     assert len(written) == 3 * len(plots.pictures(seen))
     assert all(path.read_bytes().startswith(heads[path.suffix]) for path in written)
+    dots = {Image.open(path).info["dpi"] for path in written if path.suffix == ".png"}
+    assert np.allclose(list(dots), 200, atol=1)  # PNG counts in whole dots a metre
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,9 @@ def nine(folder):
     return list(pickle.loads((folder / "small.pkl").read_bytes()))
 
 
-def test_the_three_lines_of_the_docs(folder, monkeypatch):
-    lines = re.search(r"```python\n(from predict.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL).group(1)
+@pytest.mark.parametrize("page", [DOCS, DOCS.parent.parent / "README.md"], ids=["docs", "README"])
+def test_the_three_lines_of_the_docs(folder, monkeypatch, page):
+    lines = re.search(r"```python\n(from predict.*?)```", page.read_text(encoding="utf-8"), re.DOTALL).group(1)
     assert len(list(filter(None, lines.splitlines()))) == 3
     shutil.copytree(folder / "run" / "seed0", folder / "runs" / "first", dirs_exist_ok=True)
     monkeypatch.chdir(folder)

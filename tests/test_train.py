@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from experiment.settings import Settings
 from feature_files import read, write_nine_tuple
 from synthetic import synthetic_corpus
 
+OUTPUTS = (Path(__file__).parent.parent / "docs" / "outputs.md").read_text(encoding="utf-8")
 DRAWN = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--fused-channels", "16", "--device", "cpu"]
 QUICK = [*DRAWN, "--no-pictures"]
 PICTURES = [
@@ -86,6 +88,7 @@ def test_a_run_leaves_what_the_readme_lists(finished):
     }
     assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
     losses = pd.read_csv(finished / "GAN_loss.csv")
+    assert pd.read_csv(finished / "GAN_loss.csv", dtype=str).map(len).max(axis=None) <= len("-1.23456e-05")
     assert losses["epoch"].tolist() == [1, 2]
     six = [f"{m}_{p}_loss" for m in ("acoustic", "visual", "text") for p in "GD"]
     assert np.isfinite(losses[six]).all(axis=None)
@@ -94,6 +97,14 @@ def test_a_run_leaves_what_the_readme_lists(finished):
     groups = {"G": "stage1_generators", "D": "stage1_discriminators"}
     six = [f"{groups[p]}/{m}" for m in ("acoustic", "visual", "text") for p in "GD"]
     assert {(name, step) for name in six for step in (1, 2)} <= set(tags)
+
+
+def test_the_docs_name_every_key_and_column(finished):
+    report, config = (json.loads((finished / f"{name}.json").read_text()) for name in ("report", "config"))
+    keys = [*report, *report["test"], *report["calibration"], *report["fusion"], *config]
+    columns = [c for name in ("predictions", "history", "GAN_loss") for c in pd.read_csv(finished / f"{name}.csv")]
+    named = [c for c in columns if not c.startswith(("p_", "valid_f1_", "visual_", "acoustic_"))]
+    assert [name for name in [*keys, *named] if f"`{name}`" not in OUTPUTS] == []
 
 
 def test_the_report_is_what_the_predictions_say(finished, corpus):
@@ -277,6 +288,7 @@ def test_several_seeds_are_summarised(finished, features, tmp_path, capsys):
     low, high = summary["interval_95"]["test"]["weighted_f1"]
     half = 12.706 * np.std(each, ddof=1) / np.sqrt(2)  # Student's t of one degree of freedom
     assert [low, high] == pytest.approx([np.mean(each) - half, np.mean(each) + half], rel=1e-3)
+    assert [key for key in summary if f"`{key}`" not in OUTPUTS] == []
     assert (tmp_path / "b" / "spread.png").stat().st_size
     assert same(weights(finished), weights(tmp_path / "b" / "seed0"))
     assert train_IEMOCAP.main(["--evaluate", str(tmp_path / "b")]) == 0  # all of them as one
@@ -303,7 +315,8 @@ def test_best_test_epoch_is_shown_only_when_asked_for_and_changes_no_weight(fini
     assert train_IEMOCAP.main(run) == 0
     assert "Chosen on test, as much of the field reports" in capsys.readouterr().out
     best = json.loads((tmp_path / "a" / "report.json").read_text())["chosen_on_test"]
-    assert best["weighted_f1"] == pd.read_csv(tmp_path / "a" / "history.csv")["test_weighted_f1"].max()
+    history = pd.read_csv(tmp_path / "a" / "history.csv")
+    assert best["weighted_f1"] == pytest.approx(history["test_weighted_f1"].max(), rel=1e-5)
     assert same(weights(finished), weights(tmp_path / "a"))
 
 

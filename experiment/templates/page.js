@@ -71,13 +71,18 @@
   // The dialogue as a strip --------------------------------------------------------------------------------------------
   let view = null;
   function strip(d) {
-    const n = end[d] - start[d], rows = D.classes.length <= 10, lines = rows ? D.classes.length : 2;
+    const n = end[d] - start[d];
+    let heads = D.classes.map((name, k) => k);  // a row a class; of many, of those that occur; of too many, two by colour
+    if (heads.length > 10) {
+      const there = new Set([...D.label.slice(start[d], end[d]), ...D.predicted.slice(start[d], end[d])]);
+      heads = heads.filter((k) => there.has(k));
+    }
+    const rows = heads.length <= 24, lines = rows ? heads.length : 2, row = new Map(heads.map((k, place) => [k, place]));
     const left = rows ? 82 : 70, high = rows ? 15 : 20, box = $("strip");
     const room = Math.max(120, box.clientWidth - 12 - left);
     const step = Math.max(7, Math.min(26, room / n)), width = left + n * step + 2, height = lines * high + 16;
     const svg = drawn("svg", {width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true"});
-    const heads = rows ? D.classes : ["true", "predicted"];
-    heads.forEach((name, k) => {
+    (rows ? heads.map((k) => D.classes[k]) : ["true", "predicted"]).forEach((name, k) => {
       const text = drawn("text", {x: 0, y: k * high + high - 4});
       text.textContent = name.length > 12 ? name.slice(0, 11) + "…" : name;
       svg.append(text);
@@ -86,7 +91,7 @@
     const truth = new Map(), said = new Map();
     let crosses = "";
     for (let t = 0; t < n; t++) {
-      const i = start[d] + t, x = left + t * step, a = rows ? D.label[i] : 0, b = rows ? D.predicted[i] : 1;
+      const i = start[d] + t, x = left + t * step, a = rows ? row.get(D.label[i]) : 0, b = rows ? row.get(D.predicted[i]) : 1;
       const add = (map, k, path) => map.set(k, (map.get(k) || "") + path);
       add(truth, D.label[i], `M${x.toFixed(1)} ${a * high + 1}h${(step - 1).toFixed(1)}v${high - 2}h${(1 - step).toFixed(1)}z`);
       const m = Math.max(0, (step - 1) * .25), w = step - 1 - 2 * m;
@@ -139,8 +144,13 @@
     return order.indexOf(D.speaker[i]) % 2 ? "right" : "left";
   }
   function bar(x, k) {
-    const fill = element("i", {style: `width:${Math.min(100, Math.abs(x) / 10)}%` + (k === null ? "" : `;--c:${D.colours[k]}`)});
+    const fill = element("i", {style: `width:${x / 10}%;--c:${D.colours[k]}`});
     return element("span", {class: "bar", "aria-hidden": "true"}, fill);
+  }
+  function change(x, most) {  // to the left of the middle where it is less, to the right where it is more
+    const wide = 50 * Math.abs(x) / most;
+    const fill = element("i", {style: `left:${x < 0 ? 50 - wide : 50}%;width:${wide}%`});
+    return element("span", {class: "bar mid", "aria-hidden": "true"}, fill);
   }
   function table(caption, rows) {
     const body = element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells.map((c) => element("td", {}, c)))));
@@ -154,15 +164,16 @@
     parts.push(table("Probabilities" + (D.every ? "" : ", the likeliest"), each.map(([k, x]) => [named(k), bar(x, k), percent(x)])));
     const answer = D.classes[D.predicted[i]];
     const modalities = Object.entries(D.modalities).filter(([, values]) => values[i] !== null);
+    const near = D.neighbours[i] || [];
+    const most = Math.max(50, ...modalities.map(([m, values]) => Math.abs(values[i])), ...near.map(([o, x]) => Math.abs(x)));
     if (modalities.length)
       parts.push(table(`Change of the probability of ${answer}, in percentage points, were the dialogue recorded without`,
-        modalities.map(([m, values]) => [m, bar(values[i], null), signed(values[i])])));
-    const near = D.neighbours[i] || [];
+        modalities.map(([m, values]) => [m, change(values[i], most), signed(values[i])])));
     if (near.length)
       parts.push(table(`Change of the probability of ${answer} without the edge from`, near.map(([offset, x]) => {
         const j = i + offset, turn = j - start[D.d[j]] + 1;
         return [element("button", {type: "button", on: {click: () => go(j, true)}}, `turn ${turn}, ${D.people[D.speaker[j]]}`),
-          D.text[j].length > 60 ? D.text[j].slice(0, 59) + "…" : D.text[j], signed(x)];
+          D.text[j].length > 60 ? D.text[j].slice(0, 59) + "…" : D.text[j], change(x, most), signed(x)];
       })));
     const scroll = element("div", {class: "scroll"}, ...parts);
     return scroll;
