@@ -158,9 +158,14 @@ def plain(text: str) -> bool:
 
 
 def _provenance(value: Any) -> dict[str, Any]:
-    """What a file says of where it came from, if that is something to be shown."""
+    """What a file says of where it came from, if that is something to be shown; of a part, its media as one checksum."""
+    from feature_files.stream import media_digest
+
     try:
-        fit = isinstance(value, dict) and len(json.dumps(value)) <= LONGEST_PROVENANCE
-    except RecursionError:
+        shard = value.get("shard")
+        if isinstance(shard, dict) and isinstance(shard.get("media"), dict):
+            value = value | {"shard": shard | {"media": media_digest(shard["media"])}}
+        fit = len(json.dumps(value)) <= LONGEST_PROVENANCE
+    except (AttributeError, ValueError, RecursionError):
         fit = False
     return value if fit else {}
