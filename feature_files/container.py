@@ -158,7 +158,7 @@ def plain(text: str) -> bool:
 
 
 def _provenance(value: Any) -> dict[str, Any]:
-    """What a file says of where it came from, if that is something to be shown; of a part, its media as one checksum."""
+    """What a file says of where it came from, if that may be shown; of a part, its media as one checksum."""
     from feature_files.stream import media_digest
 
     try:

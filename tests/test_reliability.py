@@ -31,7 +31,8 @@ from files import TrainingError, replacing
 from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
-QUICK = ["--checkpoint-every", "1", "--epochs", "3", "--GAN-epochs", "2", "--valid", "0.2", "--fused-channels", "16", "--device", "cpu"]
+QUICK = ["--checkpoint-every", "1", "--epochs", "3", "--GAN-epochs", "2", "--valid", "0.2"]
+QUICK += ["--fused-channels", "16", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
