@@ -149,7 +149,9 @@ def open_container(path: Path, verify: bool = True, unlabelled: bool = False) ->
 
 def other_encoder(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first of `ENCODER_KEYS` by which the encoders of two provenances differ; None where their features fit."""
-    return next((key for key in ENCODER_KEYS if before.get(key) != now.get(key)), None)
+    named = str(now.get("revision")).startswith("as ")  # the package has it: one for all its sets of features
+    keys = (*ENCODER_KEYS, "encoder") if named else ENCODER_KEYS
+    return next((key for key in keys if before.get(key) != now.get(key)), None)
 
 
 def plain(text: str) -> bool:

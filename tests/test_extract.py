@@ -577,7 +577,7 @@ def test_the_preset_for_a_gpu_runs_on_models_of_its_kinds(tmp_path, monkeypatch,
 
 
 def test_meld_from_its_archive_with_corrupt_missing_and_misaligned_clips(tmp_path, networks, capsys, monkeypatch):
-    meld_tree(tmp_path / "MELD.Raw")
+    meld_tree(tmp_path / "MELD.Raw", voices=True)
     monkeypatch.chdir(tmp_path)
     lines, more = shell_lines("docs/extract.md"), {"extract_features": encoder_flags(networks)}
     (line,) = [line for line in lines if "--meld MELD.Raw --out" in line]
