@@ -30,6 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import feature_files
+from experiment.start import ending
 from extract import pipeline
 from extract.encoders import PRESETS, Settings, encoders
 from extract.listing import Clip, Listing, Utterance
@@ -166,7 +167,14 @@ def context(
     flags: Sequence[str],
 ) -> list[str]:
     """F1 by how many turns before it a text encoder reads; the other modalities as the file has them."""
-    corpus = feature_files.read(features)
+    import common
+
+    from experiment.comparison import gain, member_tables, of_tables
+
+    corpus, log = feature_files.read(features), folder / "runs.jsonl"
+    done, of = common.finished_runs(log), {"data": corpus.sha256, "folds": folds, "flags": list(flags)}
+    if any(line.get("of", of) != of for line in done.values()):
+        raise InputError(f"{log}: runs of other data, folds or flags; choose another --out")
     utterances = [
         Utterance(d.id, name, speaker, said, label=int(label))
         for d in corpus.dialogues.values()
@@ -186,20 +194,14 @@ def context(
         }
         files[n] = folder / f"context{n}.safetensors"
         feature_files.write_container(replace(corpus, dialogues=merged), files[n])
-        probes[n] = 100 * feature_files.inspect(files[n])["probe"]["text"]["test"]
+        if not seeds:
+            probes[n] = 100 * feature_files.inspect(files[n])["probe"]["text"]["test"]
     if not seeds:
         return [
             "| turns before | linear probe of the text |",
             "|--:|--:|",
             *(f"| {n} | {probes[n]:.2f} |" for n in turns),
         ]
-
-    import common
-
-    from experiment.comparison import gain, member_tables, of_tables
-
-    log = folder / "runs.jsonl"
-    done = common.finished_runs(log)
 
     def score(job: tuple[int, int]) -> dict[str, float]:
         row, seed = f"context{job[0]}", job[1]
@@ -212,7 +214,7 @@ def context(
         common.call(f"{row}, seed {seed}", common.SCRIPT, ["--resume", str(run)] if again else map(str, new), jobs)
         reports = sorted(run.rglob("report.json"))
         scores = {p.parent.name if folds else "test": json.loads(p.read_text())["test"]["weighted_f1"] for p in reports}
-        common.append(log, {"row": row, "seed": seed, "scores": scores})
+        common.append(log, {"row": row, "seed": seed, "of": of, "scores": scores})
         return scores
 
     work = [(n, seed) for seed in seeds for n in turns]
@@ -257,10 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv[:own])
     if args.what in ("text", "context") and args.features is None:
         parser.error(f"{args.what}: --features: name a feature file with sentences")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = args.out or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
+
+    def measure() -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = args.out or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
             if args.what == "speed":
                 rows = speed(folder, args.utterances or 60)
             elif args.what == "memory":
@@ -270,11 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 turns, seeds = ([int(k) for k in value.split(",") if k] for value in (args.turns, args.seeds))
                 rows = context(args.features, folder, turns, seeds, args.folds, args.jobs, argv[own + 1 :])
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    print("\n".join(rows))
-    return 0
+        print("\n".join(rows))
+
+    return ending(measure)
 
 
 if __name__ == "__main__":

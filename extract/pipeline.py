@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -156,7 +157,8 @@ def run(
         if retry:
             rows.forget_failures()
         for modality, encoder in chosen.items():
-            say(f"{modality}: {encoder.about['encoder']}, licence: {encoder.about['licence']}")
+            faces = f"; faces: {encoder.about['detector']}" if "detector" in encoder.about else ""
+            say(f"{modality}: {encoder.about['encoder']}, licence: {encoder.about['licence']}{faces}")
         summary, tables, sums = Summary(len(kept)), {}, {}
         with Workers(workers) as pool, _Stop() as stop:
             for modality, encoder in chosen.items():
@@ -502,11 +504,12 @@ def _survey(
             widths[width] += 1
             odd.update(note.split("; ") if note else ())
             continue
-        lacking[note] += 1
-        if lacking[note] <= LINES:
+        reason = re.sub(r"\d+\.\d+", "…", note)  # times and lengths differ from one to the next
+        lacking[reason] += 1
+        if lacking[reason] <= LINES:
             summary.lines.append(f"{modality}: {shown(u.dialogue)} {shown(u.name)}: {note}")
-        elif lacking[note] == LINES + 1:
-            summary.lines.append(f"{modality}: and others: {note}")
+        elif lacking[reason] == LINES + 1:
+            summary.lines.append(f"{modality}: and others: {reason}")
     if not widths:
         # One line for all, not one for each.
         summary.lines = [line for line in summary.lines if not line.startswith(f"{modality}: ")]

@@ -33,10 +33,10 @@ class Workers:
         self.count, self.patience = count, patience
         self.pool: Any = None
         if count:
-            from pebble import ProcessPool
+            from .models import need  # not above: it imports torch, which processes that decode do without
 
             # Not fork: threads of torch and CUDA do not survive it.
-            self.pool = ProcessPool(
+            self.pool = need("--workers", "pebble").ProcessPool(
                 max_workers=count,
                 initializer=_start,
                 initargs=[os.getpid(), memory],
@@ -60,7 +60,21 @@ class Workers:
 
         Yields:
             The anything, and what the function returned or the `UnreadableError` that says why there is nothing.
+
+        Raises:
+            InputError: If a package that the function needs is not installed.
         """
+        for what, result in self._results(function, calls):
+            if isinstance(result, ImportError):  # the user's to mend, not the clip's
+                from .house import InputError
+                from .models import REQUIREMENTS
+
+                raise InputError(
+                    f"decoding: the package {result.name} cannot be imported; pip install -r {REQUIREMENTS}"
+                )
+            yield what, result
+
+    def _results(self, function: Callable[..., Any], calls: Iterable[tuple[Any, dict]]) -> Iterator[tuple[Any, Any]]:
         if self.pool is None:
             for what, keywords in calls:
                 yield what, _caught(function, keywords)
@@ -91,12 +105,10 @@ class Workers:
 def _caught(function: Callable[..., Any], keywords: dict) -> Any:
     try:
         return function(**keywords)
-    except UnreadableError as error:
+    except (UnreadableError, ImportError) as error:
         return error
     except MemoryError:
         return UnreadableError("decoding asks for too much memory")
-    except ImportError as error:
-        raise error  # the user's to mend, not the clip's
     except Exception as error:  # a damaged file can raise anything
         return UnreadableError(f"damaged ({type(error).__name__})")
 

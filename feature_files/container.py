@@ -149,7 +149,9 @@ def open_container(path: Path, verify: bool = True, unlabelled: bool = False) ->
 
 def other_encoder(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first of `ENCODER_KEYS` by which the encoders of two provenances differ; None where their features fit."""
-    return next((key for key in ENCODER_KEYS if before.get(key) != now.get(key)), None)
+    named = str(now.get("revision")).startswith("as ")  # the package has it: one for all its sets of features
+    keys = (*ENCODER_KEYS, "encoder") if named else ENCODER_KEYS
+    return next((key for key in keys if before.get(key) != now.get(key)), None)
 
 
 def plain(text: str) -> bool:
@@ -158,9 +160,14 @@ def plain(text: str) -> bool:
 
 
 def _provenance(value: Any) -> dict[str, Any]:
-    """What a file says of where it came from, if that is something to be shown."""
+    """What a file says of where it came from, if that may be shown; of a part, its media as one checksum."""
+    from feature_files.stream import media_digest
+
     try:
-        fit = isinstance(value, dict) and len(json.dumps(value)) <= LONGEST_PROVENANCE
-    except RecursionError:
+        shard = value.get("shard")
+        if isinstance(shard, dict) and isinstance(shard.get("media"), dict):
+            value = value | {"shard": shard | {"media": media_digest(shard["media"])}}
+        fit = len(json.dumps(value)) <= LONGEST_PROVENANCE
+    except (AttributeError, ValueError, RecursionError):
         fit = False
     return value if fit else {}

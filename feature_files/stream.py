@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from safetensors import safe_open
 
 from dataloader import MODALITIES
 from feature_files.checks import Parts
@@ -161,12 +162,16 @@ def merge(paths: Sequence[Path], out: str | Path) -> int:
         "label_names": members[0].label_names,
     }
     present = [m for m in MODALITIES if widths[m]]
-    whole = all(part.finite and all(_width(part, m) == widths[m] for m in present) for part in members)
+    whole = all(
+        _width(part, m) == widths[m] and all(np.isfinite(rows).all() for rows in part.features[m].values())
+        for part in members
+        for m in present
+    )
     labels = np.concatenate([row for part in members for row in part.labels.values()])
     features = {m: (widths[m], _blocks(members, m, widths[m])) for m in present}
     provenance = {k: v for k, v in members[0].provenance.items() if k != "shard"}
     shards = [part.provenance["shard"] for part in members]
-    provenance["media"] = media_digest({k: v for shard in shards for k, v in shard.get("media", {}).items()})
+    provenance["media"] = media_digest({k: v for path, _ in parts.values() for k, v in _media(path).items()})
     provenance["lacking"] = {}
     for shard in shards:
         for modality, reasons in shard.get("lacking", {}).items():
@@ -185,6 +190,13 @@ def media_digest(files: Mapping[str, str]) -> dict[str, Any]:
     """
     lines = (f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     return {"files": len(files), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+
+
+def _media(path: Path) -> dict[str, str]:
+    """Each media file of a part, which has been opened, with its SHA-256."""
+    with safe_open(path, framework="numpy") as opened:
+        media = json.loads(opened.metadata()["corpus"])["provenance"]["shard"].get("media")
+    return media if isinstance(media, dict) else {}
 
 
 def _width(part: Parts, modality: str) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extract.media import sound
+
 av = pytest.importorskip("av", reason="pip install -r requirements-extract.txt")
 sf = pytest.importorskip("soundfile", reason="pip install -r requirements-extract.txt")
 pytest.importorskip("pebble", reason="pip install -r requirements-extract.txt")
@@ -114,7 +116,7 @@ def iemocap_tree(root, voices=True, turns=4):
     return root
 
 
-def meld_tree(root, dialogues=2, turns=3):
+def meld_tree(root, dialogues=2, turns=3, voices=False):
     """Three splits with clips; one is missing, one is corrupt, one belongs elsewhere."""
     header = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
     places = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
@@ -128,7 +130,10 @@ def meld_tree(root, dialogues=2, turns=3):
                 said = f'"{LINES[u]} It\x92s {d}.",{("Ann", "Bob")[u % 2]}'
                 rows.append(f"{len(rows)},{said},{emotion},neutral,{d},{u},1,1,{times}")
                 clip = root / split / folder / f"dia{d}_utt{u}.mp4"
-                video(clip, [flat(40 * u, 90, 40 * d)] * 10, samples=tone(1.0, 150 + 50 * u + 20 * d))
+                samples = tone(1.0, 150 + 50 * u + 20 * d)
+                if voices:
+                    samples = sound(str(speak(root / "said.wav", LINES[u], ("f3", "m3")[u % 2])))[0]
+                video(clip, [flat(40 * u, 90, 40 * d)] * 10, samples=samples)
         (root / split / f"{split}_sent_emo.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     (root / "train" / "train_splits" / "dia0_utt1.mp4").write_bytes(b"\0" * 5000)
     (root / "dev" / "dev_splits_complete" / f"dia{dialogues - 1}_utt0.mp4").unlink()

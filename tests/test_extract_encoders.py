@@ -18,7 +18,7 @@ from extract.encoders import PRESETS, Settings, encoders
 from extract.listing import Utterance
 from extract.media import sound
 from extract.pipeline import _turns
-from feature_files.container import sha256_of
+from feature_files.container import other_encoder, sha256_of
 from files import InputError
 
 hf = pytest.importorskip("transformers", reason="pip install -r requirements-extract.txt")
@@ -75,6 +75,10 @@ def test_context_is_the_turns_before_with_their_speakers_and_is_cut_first(tmp_pa
     short, long = encode([("A: no",)])[0], encode([("A: " + "x" * 500, "A: no")])[0]
     longer = encode([("A: " + "y" * 9 + "x" * 500, "A: no")])[0]
     assert long == pytest.approx(longer, abs=1e-6) and not np.allclose(short, long)
+    whole = tiny("sentence-transformers", tmp_path / "whole")
+    _, encode = opened(text=f"sentence-transformers:{whole}", text_context=9)
+    cut = [encode([("A: " + y + "x" * 500, "A: no")])[0] for y in ("", "y" * 9)]
+    assert cut[0] == pytest.approx(cut[1], abs=1e-6) and not np.allclose(encode([("A: no",)])[0], cut[0])
     _, encode = opened(text=f"transformers:{folder}")
     assert encode([("x" * 500,)])[0] == pytest.approx(encode([("x" * 500 + "y",)])[0], abs=1e-6)
 
@@ -93,6 +97,12 @@ def test_opensmile_hears_pitch_and_loudness():
     assert loudness[1] > 1.5 * loudness[0]
     assert np.isnan(rows[3]).all()  # shorter than a frame of pitch
     assert "not commercial" in encoder.about["licence"]
+
+
+def test_another_set_of_features_is_another_encoder():
+    pytest.importorskip("opensmile", reason="pip install -r requirements-extract.txt")
+    one, other = (opened(acoustic=f"opensmile:{name}")[0].about for name in ("eGeMAPSv01b", "eGeMAPSv02"))
+    assert other_encoder(one, other) == "encoder" and other_encoder(one, dict(one)) is None
 
 
 def test_opensmile_tells_two_voices_apart(tmp_path):
@@ -165,7 +175,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
 import extract_features
 from extract.encoders import Settings, encoders
-from feature_files.container import sha256_of
+from feature_files.container import other_encoder, sha256_of
 
 folder, listed, out, pictures = sys.argv[1:]
 torch.manual_seed(0)

@@ -12,6 +12,7 @@ from extraction import RATE, astronaut, flat, tone, video, wav
 from extract import faces, media
 from extract.media import UnreadableError, frames, sound
 from extract.workers import Workers
+from files import InputError
 
 
 def pitch(samples):
@@ -164,6 +165,8 @@ def misbehave(how):
         return len(np.ones(10**10))
     if how == "raise":
         raise ValueError("\x1b[31m")
+    if how == "lack":
+        raise ModuleNotFoundError("No module named 'av'", name="av")
     return how
 
 
@@ -176,6 +179,13 @@ def test_a_decoder_that_crashes_hangs_or_grows_costs_one_clip():
     assert str(results["hang"]) == "decoding took longer than 4 s"
     assert str(results["grow"]) == "decoding asks for too much memory"
     assert str(results["raise"]) == "damaged (ValueError)"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_package_that_decoders_lack_is_one_line_and_no_missing_modality(count):
+    line = "decoding: the package av cannot be imported; pip install -r requirements-extract.txt"
+    with Workers(count) as pool, pytest.raises(InputError, match=line):
+        list(pool.map(misbehave, [(None, {"how": "lack"})]))
 
 
 def test_bombs_are_refused_before_they_are_unfolded(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ __all__ = ["corpus", "features"]  # fixtures
 pytest.importorskip("optuna", reason="pip install -r requirements-scale.txt")
 
 import sweep
-from experiment import search
+from experiment import jobs, search
 
 SPACE = {
     "lr": {"low": 1e-4, "high": 1e-2, "log": True},
@@ -140,6 +140,29 @@ def test_two_workers_share_a_journal(space, features, tmp_path, command, monkeyp
     assert trials["trial"].tolist() == list(range(6)) and set(trials["state"]) <= {"complete", "pruned"}
     told = [line for line in said.splitlines() if ": trial " in line]
     assert len(told) == 6 and {line.split(":")[0] for line in told} == {"worker0", "worker1"}
+
+
+def test_a_cluster_takes_a_sweep_and_one_of_its_workers_is_killed(
+    finished, space, features, tmp_path, command, monkeypatch
+):
+    distributed = pytest.importorskip("distributed", reason="pip install -r requirements-scale.txt")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out, say, killed = tmp_path / "sweep", jobs.say, []
+    argv = [space, "--features", features, *QUICK, "--valid", "0.34", "--trials", "3", "--out", out, "--jobs", "2"]
+    quiet = {"dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
+
+        def kill_one(text):
+            say(text)
+            if ": trial " in text and not killed:
+                killed.append(next(iter(cluster.workers.values())).process.pid)
+                os.kill(killed[0], signal.SIGKILL)
+
+        monkeypatch.setattr(jobs, "say", kill_one)
+        status, _, error = command(*argv, "--cluster", cluster.scheduler_address)
+    assert (status, error) == (0, "") and killed
+    trials = table(out)
+    assert trials["lr"].tolist() == table(finished)["lr"].tolist() and set(trials["state"]) <= {"complete", "pruned"}
 
 
 @pytest.mark.parametrize(
