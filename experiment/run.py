@@ -29,7 +29,7 @@ from files import InputError, InterruptedRunError, complain, printable, replacin
 # Is shown every epoch's row of a stage, and may end the run by raising.
 watch: Callable[[str, Mapping[str, float]], None] | None = None
 stop_file: Path | None = None  # tells the runs of this process to stop, once it is there
-DIGITS = 6  # of the curves' numbers in CSV files
+DIGITS = 8  # of the curves' numbers in CSV files
 MOST_STATE = 256 * 2**30  # bytes of a checkpoint; read at once
 
 
