@@ -30,7 +30,7 @@ from files import InputError, InterruptedRunError, complain, printable, replacin
 # Is shown every epoch's row of a stage, and may end the run by raising.
 watch: Callable[[str, Mapping[str, float]], None] | None = None
 stop_file: Path | None = None  # tells the runs of this process to stop, once it is there
-DIGITS = 6  # of the curves' numbers in CSV files
+DIGITS = 8  # of the curves' numbers in CSV files
 # A checkpoint is read at once. It has the weights, their average, the best, two moments of the optimizer, and curves.
 COPIES, CURVES_AND_REST = 6, 2**28  # of the weights; bytes
 
