@@ -33,10 +33,10 @@ WITH_EVALUATE = {
     "run.figures",
 }
 README_FLAGS = (  # those that matter most
-    *("--features", "--demo", "--modalities", "--missing", "--valid"),
-    *("--GAN-epochs", "--GAN-weight", "--generator"),
-    *("--epochs", "--lr", "--window-past", "--window-future", "--noise", "--drop-modality"),
-    *("--batch-size", "--seed", "--device"),
+    *("--features", "--modalities", "--missing", "--valid"),
+    *("--GAN-epochs", "--GAN-weight"),
+    *("--epochs", "--lr", "--window-past", "--window-future", "--drop-modality"),
+    *("--seed", "--device"),
 )
 
 
