@@ -36,7 +36,7 @@ from experiment.comparison import LEVEL, Gain, Predictions, gain, member_tables,
 from experiment.flags import Parser, flag_type
 from experiment.run_directory import write_csv
 from experiment.settings import Number, Settings, read_json
-from files import InputError, replacing
+from files import InputError, complain, replacing
 from synthetic import ceiling, synthetic_corpus
 
 Result = tuple[dict[int, float], float]  # weighted F1 in percent by seed, and seconds a seed
@@ -190,7 +190,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script. Returns the exit status: 0, 2 for bad input, 130 if interrupted."""
+    """Run the script. Returns the exit status: 0, 1 if a run failed, 2 for bad input, 130 if interrupted."""
     settings, own = common.parse(build_parser(), argv)
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     flags: dict[str, str] = {}
@@ -212,8 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_rows(
     settings: Settings, own: argparse.Namespace, flags: dict[str, str], runs: dict[str, dict[int, dict[str, Any]]]
-) -> None:
+) -> int:
     """Train every seed of every row that is not finished; each leaves a line in ``runs.jsonl``.
+
+    Returns 1 if any failed, which stops no other, else 0.
 
     Args:
         settings: The data and the device.
@@ -231,7 +233,9 @@ def run_rows(
     folds = f"--folds {own.folds} --folds-over {own.folds_over}" if own.folds else ""
     work = [(name, seed) for name in names for seed in own.seeds]
 
-    def finish(job: tuple[str, int]) -> dict[str, Any]:
+    failed: list[str] = []
+
+    def finish(job: tuple[str, int]) -> dict[str, Any] | None:
         name, seed = job
         asked = {"flags": " ".join([folds, *own.shared, flags.get(name, "")]).strip(), "data": corpus.sha256}
         if line := before.get(job):
@@ -241,17 +245,25 @@ def run_rows(
                     f"{asked[changed]!r:.200}; name another folder with --out"
                 )
             return line
-        score, seconds = run_seed(name, flags.get(name, ""), seed, settings, own)
+        try:
+            score, seconds = run_seed(name, flags.get(name, ""), seed, settings, own)
+        except InputError as error:
+            failed.append(f"{name}, seed {seed}: {error}")
+            return None
         line = {"row": name, "seed": seed, "weighted_f1": score, "seconds": seconds, **asked}
         common.append(path, line)
         return line
 
     with ThreadPoolExecutor(own.jobs) as pool:
         for (name, seed), line in zip(work, pool.map(finish, work), strict=True):
-            runs.setdefault(name, {})[seed] = line
-            if seed == own.seeds[-1]:
+            if line is not None:
+                runs.setdefault(name, {})[seed] = line
+            if seed == own.seeds[-1] and name in runs:
                 scores = [each["weighted_f1"] for each in runs[name].values()]
                 print(f"{name}: {common.mean_and_deviation(scores)}", flush=True)
+    if failed:
+        complain(f"error: {len(failed)} of {len(work)} runs failed, the others are finished: {failed[0]}")
+    return int(bool(failed))
 
 
 def show(frame: pd.DataFrame, settings: Settings, own: argparse.Namespace, status: int) -> int:

@@ -153,6 +153,7 @@ def _in_folder(flag: str, folder: Path, name: str, marker: str, checksum: Callab
 
 def _on_hub(flag: str, name: str, marker: str) -> Model:
     hub = need(flag, "huggingface_hub")
+    need(flag, "huggingface_hub.utils").logging.set_verbosity_error()  # it tries several times, and says so each time
     try:
         path = Path(hub.hf_hub_download(name, marker))
     except Exception as error:  # of the hub's client, of the network's, or of the name's form

@@ -14,6 +14,7 @@ from small import small_corpus
 from experiment.comparison import gain, read_run
 from experiment.flags import parse_args
 from experiment.run_directory import write_config, write_csv
+from files import InputError
 from synthetic import SHARES, ceiling, posterior, synthetic_corpus, transition
 
 
@@ -56,6 +57,25 @@ def test_ctrl_c_leaves_the_runs_that_are_finished_and_the_same_command_goes_on(m
     assert accuracy.main([*argv, "--", "--epochs", "3"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "full, seed 0: was trained with flags" in said and "--epochs 3" in said
+
+
+def test_a_run_that_fails_stops_no_other_and_the_same_command_tries_it_again(monkeypatch, tmp_path, capsys):
+    well = False
+
+    def run_seed(name, flags, seed, *_):
+        if not well and (name, seed) == ("full", 1):
+            raise InputError("full: out of memory")
+        return 60.0 + seed, 10.0
+
+    monkeypatch.setattr(accuracy, "run_seed", run_seed)
+    argv = ["--demo", "--folds", "2", "--seeds", "0,1,2", "--rows", "no-graph", "--out", str(tmp_path)]
+    assert accuracy.main(argv) == 1
+    said = "error: 1 of 6 runs failed, the others are finished: full, seed 1: full: out of memory\n"
+    assert capsys.readouterr().err.startswith(said)
+    assert pd.read_csv(tmp_path / "accuracy.csv")["seeds"].tolist() == [2, 2]
+    well = True
+    assert accuracy.main(argv) == 0
+    assert pd.read_csv(tmp_path / "accuracy.csv")["seeds"].tolist() == [3, 3]
 
 
 def test_a_row_has_its_interval_over_dialogues_and_the_sign_in_every_session(tmp_path, capsys, monkeypatch):
