@@ -33,7 +33,7 @@ WITH_EVALUATE = {
     "run.figures",
 }
 README_FLAGS = (  # those that matter most
-    *("--features", "--modalities", "--missing", "--valid"),
+    *("--features", "--modalities", "--valid"),
     *("--GAN-epochs", "--GAN-weight"),
     *("--epochs", "--lr", "--window-past", "--window-future", "--drop-modality"),
     *("--seed", "--device"),
