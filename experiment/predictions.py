@@ -77,7 +77,9 @@ def predictions_of(directory: Path, kind: str, names: Sequence[str]) -> pd.DataF
         except (InputError, ValueError):
             return None
     wanted = {"dialogue", "utterance", "label", "turn"}
-    if any(table.empty or not class_names(table) or not wanted <= set(table) for table in tables):
+    if any(not class_names(table) or not wanted <= set(table) for table in tables):
+        return None
+    if any((table["label"] == IGNORE_LABEL).all() for table in tables):  # nothing to score, or no row at all
         return None
     if any(class_names(table) != class_names(tables[0]) for table in tables):
         return None

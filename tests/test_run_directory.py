@@ -325,6 +325,7 @@ MISREAD = {
     "no dialogue": lambda t: t.drop(columns="dialogue"),
     "no utterance": lambda t: t.drop(columns="utterance"),
     "no rows": lambda t: t.iloc[:0],
+    "no labels": lambda t: t.assign(label=np.nan),
     "a class there is not": lambda t: t.assign(label=99),
     "no probabilities": lambda t: t[[c for c in t if not c.startswith("p_")]],
     "one class": lambda t: t.drop(columns=[c for c in t if c.startswith("p_")][1:]),
