@@ -19,19 +19,6 @@ __all__ = ["corpus", "features"]  # fixtures
 SCRIPT = Path(train_IEMOCAP.__file__)
 
 
-@pytest.mark.parametrize("reader", ["| head -1", "| true", ">&-"], ids=["head", "nobody", "closed"])
-def test_a_closed_pipe_loses_nothing_and_shows_no_traceback(reader, features, tmp_path):
-    command = [sys.executable, SCRIPT, "--features", features, "--out", tmp_path / "run", *SHORT]
-    line = " ".join(f"'{word}'" for word in command)
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line} {reader}"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert {"report.json", "report.txt", "predictions.csv", "config.json", "history.csv"} <= names
-    assert "small.pkl" in done.stdout if reader == "| head -1" else not done.stdout
-
-
 def test_progress_without_a_terminal_is_a_line_at_the_start_and_some_later(features, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(console, "EVERY", 0.0)
     run = train(tmp_path / "run", "--features", features, *SHORT, "--valid", "0.2")

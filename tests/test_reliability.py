@@ -61,8 +61,9 @@ def command(capsys):
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
-    """Most of a small run's time is that of the pictures; `finished` and the soak have all of them."""
+    """Most of a small run's time is that of the pictures; the soak has all of them, `finished` those outside events."""
     monkeypatch.setattr(plots, "draw", lambda *_, **__: [])
+    monkeypatch.setattr(tensorboard, "_images", lambda *_: None)
 
 
 def same(directory, other):
@@ -78,7 +79,9 @@ def same(directory, other):
 def finished(features, tmp_path_factory):
     """A finished run, to look at but not to change."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *QUICK]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorboard, "_images", lambda *_: None)
+        assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *QUICK]) == 0
     return directory
 
 
