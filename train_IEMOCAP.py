@@ -261,7 +261,7 @@ def train_classifier(
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = average_weights(network, EMA_DECAY)
-    if len(network.fusion.generators) > 1 and (settings.fusion.epochs or settings.fusion.trained_run):
+    if len(network.fusion.generators) > 1 and settings.fusion.takes_place:
         for generator in network.fusion.generators.values():
             generator.rest()
     # Discriminators, decoders and translators rest: they keep old gradients, and decay would move them.

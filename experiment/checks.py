@@ -51,7 +51,7 @@ def check_export(settings: Settings, corpus: Corpus, path: str) -> None:
     Raises:
         InputError: If a run with these settings has no stage 1, or the file's folder is not there.
     """
-    if len(corpus.dims) < 2 or not (settings.fusion.epochs or settings.fusion.trained_run):
+    if len(corpus.dims) < 2 or not settings.fusion.takes_place:
         raise InputError("--export-fused: stage 1 was left out, so no features are fused; use two modalities or more")
     folder = Path(path).parent
     if not os.path.isdir(folder):  # noqa: PTH112 - a Path raises where a name is too long

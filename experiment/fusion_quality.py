@@ -79,8 +79,7 @@ def quality_of_run(
     Returns:
         As `fusion_quality`, and the ``split``; None where there was no stage 1, or nothing is to be reported.
     """
-    trained = settings.epochs or settings.trained_run
-    if len(fusion.generators) < 2 or not trained or not run.history["classifier"]:
+    if len(fusion.generators) < 2 or not settings.takes_place or not run.history["classifier"]:
         return None
     stage_1 = copy.deepcopy(fusion)
     load_weights(stage_1, fusion_weights(run.directory))

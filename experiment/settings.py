@@ -356,7 +356,7 @@ class FusionSettings:
         1e-3,
         Number(float, 0, 1e3, above=True),
         "--GAN-lr",
-        "learning rate of the generators; discriminators learn at twice the rate (TTUR, arXiv 1706.08500)",
+        "learning rate of generators and discriminators; with --GAN-loss reference discriminators have half of it",
         metavar="LR",
     )
     weight: float = setting(
@@ -396,6 +396,11 @@ class FusionSettings:
         "with --use-trained-GAN: train stage 1 that many epochs further first",
         metavar="N",
     )
+
+    @property
+    def takes_place(self) -> bool:
+        """Whether there is a stage 1, trained here or taken from another run; with one modality there is none."""
+        return bool(self.epochs or self.trained_run)
 
 
 @dataclass(frozen=True)
