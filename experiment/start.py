@@ -21,7 +21,7 @@ def begin(parse_args: str | Callable[[], object]) -> None:
     from files import WriteError, complain, open_streams, say
 
     open_streams()
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # OpenMP reads it when torch loads; see docs/performance.md
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # OpenMP reads it when torch loads; see docs/performance.md
     try:
         (import_module(parse_args).parse_args if isinstance(parse_args, str) else parse_args)()
     except SystemExit as stop:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import resource
-import shlex
 import signal
 import sqlite3
 import subprocess
@@ -13,12 +12,11 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
-from documented import QUICK, ROOT, shell_lines
+from documented import ROOT, shell_lines
 from documented import run as run_line
 from extraction import (
     HEARD,
@@ -430,47 +428,21 @@ def encoder_flags(networks):
     ]
 
 
-class Said(NamedTuple):
-    """What commands wrote on standard output and on standard error."""
-
-    out: str
-    err: str
-
-
-def in_shell(document, mark, folder, networks):
-    """Run the block of a document that has a mark, as it is written, by bash; encoders are tiny and runs are short."""
-    text = (ROOT / document).read_text(encoding="utf-8")
-    (block,) = [one for one in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if mark in one]
-    shims = folder / "bin"
-    shims.mkdir()
-    (shims / "pip").write_text("#!/bin/sh\n")
-    (shims / "python").write_text(
-        f"""#!/bin/sh
-script=$1; shift
-case $script in
-    extract_features.py) set -- "$@" {shlex.join(encoder_flags(networks))} ;;
-    train_IEMOCAP.py) set -- "$@" {QUICK} ;;
-    predict.py) set -- "$@" --device cpu ;;
-esac
-exec {sys.executable} {ROOT}/$script "$@"
-"""
-    )
-    for shim in shims.iterdir():
-        shim.chmod(0o755)
-    found = {**os.environ, "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
-    ran = subprocess.run(["bash", "-ec", block], cwd=folder, env=found, capture_output=True, text=True, timeout=1800)
-    assert ran.returncode == 0, ran.stderr
-    return Said(ran.stdout, ran.stderr)
-
-
-def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recording(tmp_path, networks, capsys):
+def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recording(
+    tmp_path, networks, capsys, monkeypatch
+):
     root, out = iemocap_tree(tmp_path / "IEMOCAP_full_release", turns=6), tmp_path / "mine.safetensors"
     wavs = root / "Session2" / "sentences" / "wav" / "Ses02F_impro01"
     (wavs / "Ses02F_impro01_F000.wav").unlink()
     (wavs / "Ses02F_impro01_M000.wav").write_bytes(b"RIFF")
     video(tmp_path / "talk.mp4", [flat(200, 30, 30)] * 30, samples=np.concatenate([tone(1.6), tone(1.4, 300)]))
     (tmp_path / "talk.srt").write_text(SRT)
-    said = in_shell("README.md", "--iemocap", tmp_path, networks)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in shell_lines("README.md") if re.search("mine|--iemocap", line)]
+    assert [line.split()[1] for line in lines] == ["extract_features.py", "train_IEMOCAP.py", "predict.py"]
+    for line in lines:
+        run_line(line, extract_features=encoder_flags(networks), predict=["--device", "cpu"])
+    said = capsys.readouterr()
     assert "25 of 30 utterances are of the 6 classes" in said.err
     assert "acoustic: 'Ses02F_impro01' 'Ses02F_impro01_F000': no such file" in said.err
     assert "1 of 30 utterances lack acoustic: damaged" in said.out

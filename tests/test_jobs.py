@@ -136,6 +136,7 @@ def test_what_cannot_be_is_said_in_a_line(flags, said, features, tmp_path, comma
     if "distributed" not in sys.modules and "answers" in said:
         pytest.importorskip("distributed", reason="pip install -r requirements-scale.txt")
     monkeypatch.setattr(checks, "memory", lambda: 10**9)
+    monkeypatch.setattr(jobs, "ANSWERS_WITHIN", 0.2)
     status, _, error = command("--features", features, *QUICK, "--out", tmp_path / "run", *flags.split())
     assert status == 2 and error.count("\n") == 1 and said in error
 

@@ -2,11 +2,9 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import missing  # of benchmarks/
 import numpy as np
 import pytest
 import torch
@@ -23,7 +21,6 @@ from synthetic import synthetic_corpus
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--fused-channels", "16", "--device", "cpu", "--no-tensorboard"]
 QUICK.append("--no-pictures")
-SCRIPTS = Path(__file__).parent.parent
 
 
 def with_holes(corpus):
@@ -328,12 +325,10 @@ def test_a_line_break_in_a_name_makes_no_second_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_benchmark_prints_a_row_for_each_modality_and_share(files, tmp_path):
-    command = [sys.executable, str(SCRIPTS / "benchmarks" / "missing.py"), "--features", str(files / "whole.pkl")]
+def test_the_benchmark_prints_a_row_for_each_modality_and_share(files, tmp_path, capsys):
     flags = ["--seeds", "0,1", "--shares", "0,1", "--csv", str(tmp_path / "missing.csv"), "--", *QUICK]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith(("| text", "| visual", "| acoustic"))]
+    assert missing.main(["--features", str(files / "whole.pkl"), *flags]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| text", "| vis", "| aco"))]
     assert len(rows) == 6 and all(line.count("±") == 2 for line in rows)
     assert len((tmp_path / "missing.csv").read_text().splitlines()) == 1 + 2 * 2 * 6
 

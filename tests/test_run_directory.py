@@ -144,7 +144,7 @@ def test_a_run_holds_only_files_that_are_known_as_a_runs(features, tmp_path):
     """Who adds a file to a run names it in RUN_FILES, or --overwrite will not know the run."""
     directory = tmp_path / "run"
     flags = ["--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--device", "cpu", "--valid", "0.2"]
-    assert main("--features", features, "--out", directory, *flags, "--seeds", "0", "--folds", "2") == 0
+    assert main("--features", features, "--out", directory, *flags, "--seeds", "0") == 0
     assert list(run_directory.foreign(directory)) == []
 
 
