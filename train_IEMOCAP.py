@@ -336,6 +336,8 @@ def evaluate_run(command: Command) -> None:
             settings = settings.replace(**{f"data__{name}": getattr(asked.data, name)})
     if asked.data.features or asked.data.demo:
         settings = settings.replace(data__features=asked.data.features, data__demo=asked.data.demo, data__fold=None)
+    if not (settings.data.features or settings.data.demo):
+        raise InputError(f"{directory / 'config.json'}: data.features: names no file; say which with --features FILE")
     utils.choose_determinism(settings.run.deterministic)
     corpus = load_corpus(settings, needs=["test"])
     if command.export_fused:

@@ -261,6 +261,12 @@ def test_what_config_json_says_of_an_export_is_not_carried_out(run_copy, tmp_pat
     assert victim.read_text() == "theirs"
 
 
+def test_a_config_that_names_no_features_is_said_in_a_line(run_copy, refused):
+    directory = run_copy("finished")
+    edit(directory, lambda config: config["settings"].update(data={}))
+    assert "config.json: data.features: names no file; say which with --features" in refused("--evaluate", directory)
+
+
 @pytest.mark.parametrize("how", ["other seed", "other epochs", "other data", "no config"])
 def test_a_seed_that_another_command_filled_is_not_counted(made, run_copy, refused, tmp_path, how):
     directory = run_copy("seeds")
