@@ -83,7 +83,7 @@ def test_jobs_have_the_bits_of_one_after_the_other_and_each_its_log(in_turn, fea
             monkeypatch.setattr(jobs, "say", say)
 
     monkeypatch.setattr(jobs, "say", stop_then)
-    argv = ["--features", features, *QUICK, "--epochs", "30", "--seeds", "0,1,2", "--jobs", "2", "--out", out]
+    argv = ["--features", features, *QUICK, "--epochs", "15", "--seeds", "0,1,2", "--jobs", "2", "--out", out]
     status, before, error = command(*argv)
     go_on = f"--resume {out} --jobs 2"
     assert status == 130 and error.startswith("Interrupted at seed") and error.rstrip().endswith(go_on)
@@ -91,8 +91,8 @@ def test_jobs_have_the_bits_of_one_after_the_other_and_each_its_log(in_turn, fea
     status, after, error = command(*go_on.split())
     assert (status, error) == (0, "")
     assert all(f"seed{seed}: stage" in before + after for seed in (0, 1, 2))
-    assert "stage 2, epoch 30 of 30" in (out / "seed1" / "log.txt").read_text()
-    alone = train(tmp_path / "alone", "--features", features, *QUICK, "--epochs", "30")
+    assert "stage 2, epoch 15 of 15" in (out / "seed1" / "log.txt").read_text()
+    alone = train(tmp_path / "alone", "--features", features, *QUICK, "--epochs", "15")
     assert bits_of(out, 0) == bits_of(alone, None)
     assert scores(out).keys() == scores(in_turn).keys()
 

@@ -3,10 +3,9 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import stat
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -523,20 +522,19 @@ def test_a_standardiser_that_cannot_be_is_refused(run_copy, refused, change):
 
 
 def test_weights_have_the_mode_that_umask_gives_and_a_kill_leaves_only_what_is_swept(made, tmp_path):
-    script = (
-        "import os, sys, torch\n"
-        "os.umask(0o027)\n"
-        "from pathlib import Path\n"
-        "from experiment.run_directory import save_tensors\n"
-        "folder = Path(sys.argv[1])\n"
-        "save_tensors(folder / 'whole.safetensors', {'x': torch.zeros(3)})\n"
-        "os.fsync = lambda _: os.kill(os.getpid(), 9)\n"
-        "save_tensors(folder / 'killed.safetensors', {'x': torch.zeros(1000)})\n"
-    )
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], cwd=Path(__file__).parent.parent, check=False)
-    assert done.returncode == -9
+
+    def work():
+        os.umask(0o027)
+        run_directory.save_tensors(folder / "whole.safetensors", {"x": torch.zeros(3)})
+        os.fsync = lambda _: os.kill(os.getpid(), 9)
+        run_directory.save_tensors(folder / "killed.safetensors", {"x": torch.zeros(1000)})
+
+    done = multiprocessing.get_context("fork").Process(target=work)
+    done.start()
+    done.join()
+    assert done.exitcode == -9
     assert stat.S_IMODE((folder / "whole.safetensors").stat().st_mode) == 0o640
     assert len(list(folder.iterdir())) == 2  # the whole one, and what the kill left
     run_directory.sweep(tmp_path)

@@ -24,19 +24,19 @@ def held(kind, count, tmp_path):
 
 
 def test_flags_with_odd_values_end_in_a_line(tmp_path):
-    held("flags", 50, tmp_path)
+    held("flags", 30, tmp_path)
 
 
 def test_odd_names_end_in_a_line_and_write_nowhere_else(tmp_path):
-    held("names", 15, tmp_path)
+    held("names", 10, tmp_path)
 
 
 def test_tampered_configs_end_in_a_line_and_change_nothing_else(tmp_path):
-    held("configs", 35, tmp_path)
+    held("configs", 20, tmp_path)
 
 
 def test_odd_directories_end_in_a_line_and_change_nothing_else(tmp_path):
-    held("directories", 20, tmp_path)
+    held("directories", 14, tmp_path)
 
 
 def test_every_value_of_a_config_is_checked_by_type(tmp_path):

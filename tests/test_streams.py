@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_content import QUICK, features_in
+from run_content import QUICK, features_in, main
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "train_IEMOCAP.py"
@@ -59,7 +59,7 @@ def test_help_and_complaints_end_quietly(tmp_path, stream, flags, status):
 @pytest.fixture(scope="module")
 def trained(features, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    shell(f"SCRIPT --features {features} --out {out} {' '.join(QUICK)}")
+    assert main("--features", features, "--out", out, *QUICK) == 0
     return out
 
 

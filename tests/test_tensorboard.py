@@ -2,7 +2,7 @@
 
 import errno
 import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -133,9 +133,7 @@ def test_discriminators_are_looked_at_without_a_trace():
     assert all(0 <= value <= 100 for value in found.values())
 
 
-def test_nothing_needs_tensorboard_itself():
-    code = (
-        "import sys; sys.modules['tensorboard'] = None; import experiment.tensorboard, experiment.look, experiment.page"
-    )
-    root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+def test_nothing_needs_tensorboard_itself(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    for name in ("tensorboard", "look", "page"):
+        runpy.run_path(str(Path(__file__).parent.parent / "experiment" / f"{name}.py"))
