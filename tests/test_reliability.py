@@ -60,6 +60,14 @@ def command(capsys):
 
 
 @pytest.fixture(autouse=True)
+def heed():
+    """Ctrl-C, which a shell that runs the tests in the background has ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
     """Most of a small run's time is that of the pictures; the soak has all of them, `finished` those outside events."""
     monkeypatch.setattr(plots, "draw", lambda *_, **__: [])
