@@ -151,6 +151,7 @@ def test_the_strip_has_a_row_for_each_class_that_occurs(tmp_path, opened):
 def test_what_decided_leads_to_the_neighbour(report, opened):
     shown, data = opened(report), data_of(report)
     shown.locator("#u3 summary").click()
+    shown.locator("#u3 details", has_text="without the edge from").wait_for()  # it is filled when it opens
     said = shown.locator("#u3 details").inner_text()
     assert all(word in said for word in ("text", "visual", "acoustic", "without the edge from", *IEMOCAP))
     offset = data["neighbours"][3][0][0]
