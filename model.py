@@ -327,9 +327,13 @@ class FusedFeatureGenerator(nn.Module):
         """The utterances ``[N, hidden]`` encoded; the feed-forward kind reads each alone."""
         return self.layers(x)
 
+    def read(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
+        """What the layers read: the features beside the same less their speaker's mean, ``[B, T, 2 * in_channels]``."""
+        return torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1)
+
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        x = torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1)[mask]
+        x = self.read(x, mask, speakers)[mask]
         return padded(self.fuse(self.encode(self.embed(x), mask), x), mask)
 
     def fuse(self, encoded: Tensor, x: Tensor) -> Tensor:
@@ -479,20 +483,36 @@ class AdversarialFusion(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Fused features of each modality, ``[B, T, fused_channels]``; they mean nothing where it is missing."""
-        if self.context:
-            return {m: g(batch.features[m], batch.has(m), batch.speakers) for m, g in self.generators.items()}
-        alone = batch.isolated()
-        fused = {m: g(alone.features[m], alone.has(m), alone.speakers) for m, g in self.generators.items()}
-        return {m: padded(f.squeeze(1), batch.mask) for m, f in fused.items()}
+        return self.by_generator(batch, lambda generator, *given: generator(*given))
 
-    def export(self, batch: Batch) -> dict[str, Tensor]:
-        """Fused features for other networks: as `forward`, every channel normalised over the modality's utterances.
+    def by_generator(self, batch: Batch, make: Callable[..., Tensor]) -> dict[str, Tensor]:
+        """What ``make`` returns of each generator and its modality's features, their mask and speakers."""
+        if self.context:
+            return {m: make(g, batch.features[m], batch.has(m), batch.speakers) for m, g in self.generators.items()}
+        alone = batch.isolated()
+        made = {m: make(g, alone.features[m], alone.has(m), alone.speakers) for m, g in self.generators.items()}
+        return {m: padded(x.squeeze(1), batch.mask) for m, x in made.items()}
+
+    def normalised(self, batch: Batch) -> dict[str, Tensor]:
+        """Fused features to compare with each other: as `forward`, every channel normalised over the modality.
 
         Own channels are smaller by `OWN_SCALE`, so that the cosine of two fused features speaks of what is shared.
         The classifier has them as `forward` gives them: it scores better where channels that vary little stay small.
         """
         split = {m: f.tensor_split([SHARED_CHANNELS], dim=-1) for m, f in self(batch).items()}
         return {m: torch.cat([s, OWN_SCALE * self.own_norms[m](own)], dim=-1) for m, (s, own) in split.items()}
+
+    def export(self, batch: Batch) -> dict[str, Tensor]:
+        """Fused features for other networks: the shared channels, then what the generator reads.
+
+        The own channels of `forward` are a map of that to fewer channels, which the classifier goes on to learn. Other
+        networks have a first layer of their own, and do worse behind this one. All modalities are as wide as the
+        widest: the others are filled up with zeros. Own channels are smaller by `OWN_SCALE`, as above.
+        """
+        own = self.by_generator(batch, lambda generator, *given: OWN_SCALE * generator.read(*given))
+        width = max(x.shape[-1] for x in own.values())
+        own = {m: F.pad(x, (0, width - x.shape[-1])) for m, x in own.items()}
+        return {m: torch.cat([f[..., :SHARED_CHANNELS], own[m]], dim=-1) for m, f in self(batch).items()}
 
     @torch.no_grad()
     def settle(self, loader: Iterable[Batch]) -> None:

@@ -322,7 +322,8 @@ def train_classifier(
 
 FUSED = (
     f"of GAN-FFN's stage 1, which looks at no label: the first {SHARED_CHANNELS} channels are shared by the "
-    "modalities, the others each modality's own"
+    "modalities, then come the modality's own features, standardised, the same less the speaker's mean in the "
+    "dialogue, and zeros up to the width of the widest modality"
 )
 
 

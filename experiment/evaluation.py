@@ -44,17 +44,24 @@ def evaluate(network: torch.nn.Module, dialogues: Sequence[Dialogue]) -> tuple[n
 
 
 @torch.no_grad()
-def extract_fused(fusion: AdversarialFusion, dialogues: Sequence[Dialogue]) -> dict[str, np.ndarray]:
+def extract_fused(
+    fusion: AdversarialFusion, dialogues: Sequence[Dialogue], *, export: bool = False
+) -> dict[str, np.ndarray]:
     """Fused features of each modality, ``[N, d]``, over the real utterances in the order of the dialogues.
 
     Rows are NaN where the modality is missing.
+
+    Args:
+        fusion: After stage 1.
+        dialogues: Standardised.
+        export: Whether they are for other networks, as `AdversarialFusion.export`, or as ``normalised``.
     """
     fusion.eval()
-    device = next(fusion.parameters()).device
+    device, fuse = next(fusion.parameters()).device, fusion.export if export else fusion.normalised
     fused: dict[str, list[Tensor]] = {m: [] for m in fusion.generators}
     for batch in batches(dialogues, BATCH_SIZE):
         batch = batch.to(device)
-        for modality, features in fusion.export(batch).items():
+        for modality, features in fuse(batch).items():
             features = features.masked_fill(~batch.has(modality).unsqueeze(-1), torch.nan)
             fused[modality].append(features[batch.mask].cpu())
     return {m: torch.cat(parts).numpy() for m, parts in fused.items()}
@@ -66,7 +73,7 @@ def fused_corpus(fusion: AdversarialFusion, standardise: Standardiser, corpus: C
     They are the features of stage 1, which looks at no label.
     """
     dialogues = list(corpus.dialogues.values())
-    fused = extract_fused(fusion, [standardise(d) for d in dialogues])
+    fused = extract_fused(fusion, [standardise(d) for d in dialogues], export=True)
     ends = np.cumsum([len(d) for d in dialogues])[:-1]
     parts = {m: np.split(x, ends) for m, x in fused.items()}
     features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}

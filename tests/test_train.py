@@ -196,7 +196,7 @@ def test_fused_features_load_as_the_field_loads_them(finished, corpus, tmp_path)
         assert (speakers[i], labels[i]) == (list(dialogue.speakers), dialogue.labels.tolist())
         for modality in (text, audio, visual):
             tensor = torch.FloatTensor(np.array(modality[i]))
-            assert tensor.shape == (len(dialogue), 16)
+            assert tensor.shape == (len(dialogue), model.SHARED_CHANNELS + 2 * max(corpus.dims.values()))
             assert tensor.isfinite().all()
 
 
@@ -217,15 +217,20 @@ def test_exported_features_say_how_they_were_made(finished, corpus, tmp_path, ca
     assert "which looks at no label" in capsys.readouterr().out
 
 
-def test_exported_channels_have_mean_0_and_one_size_over_the_training_utterances(finished, tmp_path):
-    """So that neither tells the modality."""
+def test_exported_features_are_shared_channels_and_the_modality_s_own(finished, corpus, tmp_path):
+    """All are normalised over the training utterances, so that neither mean nor size tells the modality."""
     assert train_IEMOCAP.main(["--evaluate", str(finished), "--export-fused", str(tmp_path / "fused.pkl")]) == 0
     fused, learnt = read(tmp_path / "fused.pkl"), json.loads((finished / "config.json").read_text())["splits"]["train"]
-    for m in fused.dims:
-        rows = np.concatenate([fused.dialogues[i].features[m] for i in learnt])
-        shared, own = rows[:, : model.SHARED_CHANNELS], rows[:, model.SHARED_CHANNELS :]
+    for m, width in corpus.dims.items():
+        rows, raw = (np.concatenate([c.dialogues[i].features[m] for i in learnt]) for c in (fused, corpus))
+        speaker = np.concatenate([[f"{i} {s}" for s in corpus.dialogues[i].speakers] for i in learnt])
+        shared, own, relative, rest = np.split(rows, model.SHARED_CHANNELS + width * np.arange(3), axis=1)
         assert np.abs(rows.mean(0)).max() < 0.01
-        assert np.allclose(shared.std(0), 1, atol=0.01) and np.allclose(own.std(0), model.OWN_SCALE, rtol=0.01)
+        assert np.allclose(shared.std(0), 1, atol=0.01)
+        assert np.allclose(own, model.OWN_SCALE * (raw - raw.mean(0)) / raw.std(0), atol=1e-3)
+        means = pd.DataFrame(own).groupby(speaker).transform("mean")
+        assert np.allclose(relative, own - means, atol=1e-5)
+        assert not rest.any()
 
 
 def test_fused_features_depend_on_no_label(features, corpus, tmp_path, capsys):
