@@ -75,8 +75,7 @@ from parallel import LostProcessError, complain
 from utils import average_weights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
-DISCRIMINATOR_LR_RATIO = 1.0  # learning rate of discriminators over that of generators
-REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # the same in the reference implementation
+REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators' in the reference; here 1
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
@@ -150,7 +149,7 @@ def train_adversarial_fusion(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         generator_optimizer, lr, total_steps=max(1, epochs) * len(loader), pct_start=WARM_UP, cycle_momentum=False
     )
-    ratio = DISCRIMINATOR_LR_RATIO if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
+    ratio = 1.0 if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
     discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * lr)
     parts = {
         "fusion": fusion,
