@@ -9,6 +9,7 @@ the real utterances that have its modality: the others take no part in it, nor i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import permutations
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from dataloader import Batch
 
 SHARED_CHANNELS = 8  # of the fused features, those that the modalities share
 OWN_SCALE = 0.1  # of the others in fused features that are exported
+LONG, WIDE = 128, 2048  # `scan` takes more turns than these at once, unless a turn has more numbers than these
 
 
 class Dropout(nn.Dropout):
@@ -38,14 +40,35 @@ class Dropout(nn.Dropout):
         return x * kept.to(x.dtype).div_(1 - self.p)
 
 
+def scan(keep: Tensor, update: Tensor, reverse: bool = False) -> Tensor:
+    """`gated_recurrence` without a gradient; reversed, the adjoint ``h_t = keep_{t+1} * h_{t+1} + update_t``."""
+    length = len(update)
+    if length <= LONG or update[0].numel() > WIDE:
+        # One fused operation a turn, written in place: at most dialogues' length faster than any parallel scan.
+        states = update.clone(memory_format=torch.contiguous_format)
+        rows, gates = states.unbind(), keep.unbind()
+        rows, gates = (rows[::-1], gates[:0:-1]) if reverse else (rows, gates[1:])
+        for before, state, gate in zip(rows, rows[1:], gates, strict=False):
+            state.addcmul_(gate, before)
+        return states
+    if reverse:
+        return scan(keep.roll(-1, 0).flip(0), update.flip(0)).flip(0)
+    # Chunks side by side as if each began anew, then what each is handed by those before it.
+    chunk = math.isqrt(length)
+    padding = (0, 0) * (update.dim() - 1) + (0, -length % chunk)
+    keep, update = (F.pad(x, padding).unflatten(0, (-1, chunk)).transpose(0, 1) for x in (keep, update))
+    states, kept = scan(keep, update), keep.cumprod(0)
+    handed = scan(kept[-1], states[-1])[:-1]
+    states[:, 1:] += kept[:, 1:] * handed
+    return states.transpose(0, 1).flatten(0, 1)[:length]
+
+
 class _Recurrence(torch.autograd.Function):
-    """`gated_recurrence` with time first; its adjoint is the same recurrence run backwards."""
+    """`gated_recurrence`; its adjoint is the same recurrence run backwards."""
 
     @staticmethod
     def forward(ctx: Any, keep: Tensor, update: Tensor) -> Tensor:
-        states = update.clone(memory_format=torch.contiguous_format)
-        for state, gate, before in zip(states[1:].unbind(), keep[1:].unbind(), states[:-1].unbind(), strict=True):
-            state.addcmul_(gate, before)
+        states = scan(keep, update)
         ctx.save_for_backward(keep, states)
         return states
 
@@ -53,11 +76,7 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         keep, states = ctx.saved_tensors
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        for here, gate, after in zip(
-            reversed(total[:-1].unbind()), reversed(keep[1:].unbind()), reversed(total[1:].unbind()), strict=True
-        ):
-            here.addcmul_(gate, after)
+        total = scan(keep, gradient, reverse=True)
         keeps = torch.zeros_like(keep)
         torch.mul(total[1:], states[:-1], out=keeps[1:])
         return keeps, total
@@ -69,8 +88,6 @@ def gated_recurrence(keep: Tensor, update: Tensor) -> Tensor:
     Shapes:
         keep, update, result: ``[T, ..., d]``.
     """
-    # One fused operation a turn, written in place: at a dialogue's length faster than the log2(T) steps of a parallel
-    # scan, each of which autograd would keep.
     return _Recurrence.apply(keep.contiguous(), update)
 
 
@@ -518,13 +535,18 @@ class AdversarialFusion(nn.Module):
     def settle(self, loader: Iterable[Batch]) -> None:
         """Fix the statistics of every `ChannelNorm` at those of all utterances of these batches."""
         self.eval()
-        fused: dict[str, list[Tensor]] = {m: [] for m in self.generators}
+        count, total, squares = Counter(), Counter(), Counter()  # in one pass: a corpus may be larger than memory
         for batch in loader:
             for m, f in self(batch).items():
-                fused[m].append(f[batch.has(m)])
+                rows = f[batch.has(m)].cpu().double()
+                count[m] += len(rows)
+                total[m] += rows.sum(0)
+                squares[m] += rows.square().sum(0)
         for m, generator in self.generators.items():
-            variance, mean = (x.tensor_split([SHARED_CHANNELS]) for x in torch.var_mean(torch.cat(fused[m]), dim=0))
+            means = total[m] / count[m]
+            variances = (squares[m] / count[m] - means.square()).clamp(min=0) * count[m] / max(1, count[m] - 1)
             shared, own = generator.norm, self.own_norms[m]
+            mean, variance = (x.to(shared.running_mean).tensor_split([SHARED_CHANNELS]) for x in (means, variances))
             before = shared.running_var + shared.eps  # of what was normalised by statistics so far
             shared.running_mean += before.sqrt() * mean[0]
             shared.running_var = before * variance[0]

@@ -196,7 +196,7 @@ def train_adversarial_fusion(
         run.save("adversarial", epoch, parts)
     if epochs:
         fusion.generators.load_state_dict(average.module.state_dict())
-        fusion.settle([batch.to(settings.run.device) for batch in batches(dialogues, settings.run.batch_size)])
+        fusion.settle(batch.to(settings.run.device) for batch in batches(dialogues, settings.run.batch_size))
 
 
 def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import model
 from dataloader import Batch, Standardiser, collate
 from model import (
     GANFFN,
@@ -40,15 +41,18 @@ def network():
     return GANFFN(fusion, GraphEmotionClassifier(16, num_classes=6, num_speakers=2, attention=True)).eval()
 
 
-def test_recurrence_equals_a_loop_over_time():
+@pytest.mark.parametrize("turns", [13, 14, 150])
+def test_recurrence_equals_a_loop_over_time(turns, monkeypatch):
+    """Also where it is taken in chunks, of chunks, which a long dialogue is."""
+    monkeypatch.setattr(model, "LONG", 13)
     torch.manual_seed(0)
-    keep, update = torch.rand(13, 2, 3), torch.randn(13, 2, 3)
+    keep, update = torch.rand(turns, 2, 3), torch.randn(turns, 2, 3)
     state, states = torch.zeros(2, 3), []
-    for t in range(13):
+    for t in range(turns):
         state = keep[t] * state + update[t]
         states.append(state)
     assert torch.allclose(gated_recurrence(keep, update), torch.stack(states), atol=1e-5)
-    exact = [x.double().requires_grad_() for x in (keep, update)]
+    exact = [x[:20].double().requires_grad_() for x in (keep, update)]
     assert torch.autograd.gradcheck(gated_recurrence, exact)
 
 
