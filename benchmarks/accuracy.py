@@ -13,7 +13,8 @@ interval excludes 0.
 
 The table, which shows what a row adds to the shared flags, is printed and written to ``accuracy.csv`` and
 ``accuracy.md`` in ``--out``. Every run that is finished leaves a line in ``runs.jsonl`` there and is not trained again;
-one that was interrupted goes on; rows and seeds can be added later. On the demo, the best score that anything can reach
+one that was interrupted goes on; rows and seeds can be added later. Each run is a process of its own; ``--jobs`` and
+``--cluster`` are those of ``train_IEMOCAP.py``. On the demo, the best score that anything can reach
 is computed from the corpus's own recipe.
 """
 
@@ -22,7 +23,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ from scipy import stats
 
 from experiment.comparison import LEVEL, Gain, Predictions, gain, member_tables, of_tables
 from experiment.flags import Parser, flag_type
+from experiment.jobs import Job, do_all
 from experiment.run_directory import write_csv
 from experiment.settings import Number, Settings, read_json
 from files import InputError, complain, replacing
 from synthetic import ceiling, synthetic_corpus
 
 Result = tuple[dict[int, float], float]  # weighted F1 in percent by seed, and seconds a seed
-BASELINE = "benchmarks/baselines.py"
+SCRIPT, BASELINE = "train_IEMOCAP.py", "benchmarks/baselines.py"
 ROWS = {
     "full": "",
     "no-stage-1": "--GAN-epochs 0",
@@ -75,29 +76,31 @@ def rows_for(modalities: Sequence[str]) -> dict[str, str]:
     return rows
 
 
-def run_seed(name: str, flags: str, seed: int, settings: Settings, own: argparse.Namespace) -> tuple[float, float]:
-    """Train one seed of a row, or what is left of it. Returns weighted F1 in percent, over folds the mean, and seconds.
-
-    Raises:
-        InputError: If training fails, with what it said last.
-    """
+def job(name: str, flags: str, seed: int, settings: Settings, own: argparse.Namespace) -> Job:
+    """One seed of a row, or what is left of it, as a job for another process."""
     directory = seed_directory(own, name, seed)
     run = ["--demo"] if settings.data.demo else ["--features", settings.data.features]
     run += ["--device", settings.run.device]
     if own.folds:
         run += ["--folds", str(own.folds), "--folds-over", own.folds_over]
+    script = BASELINE if name == "gru" else SCRIPT
     if name == "gru":
-        flags = ["--networks", "gru", "--seeds", str(seed), "--out", str(directory)]
-        common.call(name, "benchmarks/baselines.py", [*run, *flags], own.jobs)
-        folds = pd.read_csv(directory / "baselines.csv")
-        return float(folds["weighted_f1"].mean()), float(folds["seconds"].sum())
-    if (directory / "config.json").exists():
+        run += ["--networks", "gru", "--seeds", str(seed), "--out", str(directory)]
+    elif (directory / "config.json").exists():
         run = ["--resume", str(directory)]
     else:
         # A state is 100 MB: written every epoch, those of many runs would take longer than what a stop loses.
         run += ["--seed", str(seed), "--checkpoint-every", "10", "--no-pictures", *own.shared, *flags.split()]
         run += ["--out", str(directory)]
-    common.call(name, common.SCRIPT, run, own.jobs)
+    return Job("experiment.jobs", "command", (script, tuple(run)), directory)
+
+
+def figures(name: str, seed: int, own: argparse.Namespace) -> tuple[float, float]:
+    """Weighted F1 in percent, over folds the mean, and seconds of a seed that is finished."""
+    directory = seed_directory(own, name, seed)
+    if name == "gru":
+        folds = pd.read_csv(directory / "baselines.csv")
+        return float(folds["weighted_f1"].mean()), float(folds["seconds"].sum())
     report = read_json(directory / "summary.json")["mean"] if own.folds else read_json(directory / "report.json")
     seconds = sum(read_json(path)["seconds"]["total"] for path in directory.rglob("report.json"))
     return report["test"]["weighted_f1"], seconds
@@ -182,9 +185,12 @@ def build_parser() -> Parser:
     common.add_seeds(parser, "0,1,2,3,4,5,6,7,8,9")
     common.add_folds(parser)
     parser.add_argument("--rows", metavar="LIST", help=f"among {', '.join(ROWS)}, gru, and modalities such as text")
-    parser.add_argument("--out", type=Path, metavar="DIR", default="runs/accuracy", help="where runs and tables go")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs/accuracy"), help="where runs and tables go"
+    )
     whole = flag_type(Number(int, 1, 1000).parse)
-    parser.add_argument("--jobs", type=whole, default=1, metavar="N", help="rows at once; they share the cores")
+    parser.add_argument("--jobs", type=whole, default=1, metavar="N", help="runs at once; they share the cores")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler that takes the runs instead")
     parser.add_argument("shared", nargs="*", metavar="-- FLAGS", help="flags of train_IEMOCAP.py for every row")
     return parser
 
@@ -231,38 +237,35 @@ def run_rows(
     path = own.out / "runs.jsonl"
     before = common.finished_runs(path)
     folds = f"--folds {own.folds} --folds-over {own.folds_over}" if own.folds else ""
-    work = [(name, seed) for name in names for seed in own.seeds]
-
-    failed: list[str] = []
-
-    def finish(job: tuple[str, int]) -> dict[str, Any] | None:
-        name, seed = job
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    work: dict[str, tuple[str, int]] = {}
+    for name, seed in ((name, seed) for name in names for seed in own.seeds):
         asked = {"flags": " ".join([folds, *own.shared, flags.get(name, "")]).strip(), "data": corpus.sha256}
-        if line := before.get(job):
-            if changed := next((key for key in asked if line.get(key) != asked[key]), None):
-                raise InputError(
-                    f"{path}: {name}, seed {seed}: was trained with {changed} {line.get(changed)!r:.200}, not "
-                    f"{asked[changed]!r:.200}; name another folder with --out"
-                )
-            return line
-        try:
-            score, seconds = run_seed(name, flags.get(name, ""), seed, settings, own)
-        except InputError as error:
-            failed.append(f"{name}, seed {seed}: {error}")
-            return None
-        line = {"row": name, "seed": seed, "weighted_f1": score, "seconds": seconds, **asked}
-        common.append(path, line)
-        return line
-
-    with ThreadPoolExecutor(own.jobs) as pool:
-        for (name, seed), line in zip(work, pool.map(finish, work), strict=True):
-            if line is not None:
-                runs.setdefault(name, {})[seed] = line
-            if seed == own.seeds[-1] and name in runs:
-                scores = [each["weighted_f1"] for each in runs[name].values()]
-                print(f"{name}: {common.mean_and_deviation(scores)}", flush=True)
+        line = before.get((name, seed))
+        if line and (changed := next((key for key in asked if line.get(key) != asked[key]), None)):
+            raise InputError(
+                f"{path}: {name}, seed {seed}: was trained with {changed} {line.get(changed)!r:.200}, not "
+                f"{asked[changed]!r:.200}; name another folder with --out"
+            )
+        lines[name, seed] = line or {"row": name, "seed": seed, **asked}
+        if not line:
+            work[f"{name}, seed {seed}"] = name, seed
+    jobs = {spoken: job(name, flags.get(name, ""), seed, settings, own) for spoken, (name, seed) in work.items()}
+    own.out.mkdir(parents=True, exist_ok=True)
+    results = do_all(jobs, own.jobs, own.cluster, own.out) if jobs else {}
+    for spoken, (name, seed) in work.items():
+        if not {"failed", "interrupted"} & results[spoken].keys():
+            score, seconds = figures(name, seed, own)
+            lines[name, seed] |= {"weighted_f1": score, "seconds": seconds}
+            common.append(path, lines[name, seed])
+    for (name, seed), line in lines.items():
+        if "weighted_f1" in line:
+            runs.setdefault(name, {})[seed] = line
+    if any("interrupted" in result for result in results.values()):
+        raise KeyboardInterrupt
+    failed = [f"{spoken}: {result['failed']}" for spoken, result in results.items() if "failed" in result]
     if failed:
-        complain(f"error: {len(failed)} of {len(work)} runs failed, the others are finished: {failed[0]}")
+        complain(f"error: {len(failed)} of {len(lines)} runs failed, the others are finished: {failed[0]}")
     return int(bool(failed))
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,27 @@ def call(project: str, name: str, *job: Any) -> tuple[str, dict]:
     from experiment.jobs import do
 
     return name, do(*job)
+
+
+def command(script: str, argv: Sequence[str]) -> dict[str, Any]:
+    """A job that is a whole command: ``main`` of one of the project's scripts.
+
+    Args:
+        script: Its path from the project's folder.
+        argv: Its flags.
+    """
+    path, said = PROJECT / script, StringIO()
+    sys.path.insert(0, str(path.parent))
+    try:
+        with redirect_stderr(said):
+            status = import_module(path.stem).main(argv)
+    except SystemExit as wrong_flags:
+        status = wrong_flags.code
+    sys.stderr.write(said.getvalue())
+    if status == 130:
+        return {"interrupted": "a step"}
+    last = (said.getvalue().splitlines() or [f"exit status {status}"])[-1]
+    return {"failed": last.removeprefix("error: "), "input": status == 2} if status else {}
 
 
 _alone = threading.Lock()

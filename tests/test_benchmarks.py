@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import re
 
 import accuracy
@@ -9,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from small import small_corpus
+from small import corpus, features, small_corpus
 
+from experiment import jobs
 from experiment.comparison import gain, read_run
 from experiment.flags import parse_args
 from experiment.run_directory import write_config, write_csv
-from files import InputError
 from synthetic import SHARES, ceiling, posterior, synthetic_corpus, transition
+
+__all__ = ["corpus", "features"]  # fixtures
 
 
 def test_a_row_is_compared_with_full_over_the_same_seeds():
@@ -33,23 +36,37 @@ def test_every_row_is_made_of_flags_that_the_script_has():
         parse_args(["--demo", *flags.split()])
 
 
-def test_ctrl_c_leaves_the_runs_that_are_finished_and_the_same_command_goes_on(monkeypatch, tmp_path, capsys):
-    trained, stop = [], True
+@pytest.fixture
+def training(monkeypatch):
+    """Does the jobs of `accuracy` in place of other processes; says which, and takes what some of them come to."""
+    done, other = [], {}
 
-    def run_seed(name, flags, seed, *_):
-        if stop and (name, seed) == ("no-graph", 1):
-            raise KeyboardInterrupt
-        trained.append((name, seed))
-        return 60.0 + seed ** (1 + (name == "full")), 10.0
+    def do_all(jobs, at_once, cluster, directory):
+        results = {}
+        for name, job in jobs.items():
+            row, seed = job.directory.parent.name, int(job.directory.name.removeprefix("seed"))
+            results[name] = other.get((row, seed), {})
+            if not results[name]:
+                done.append((row, seed))
+                job.directory.mkdir(parents=True, exist_ok=True)
+                f1 = 60.0 + seed ** (1 + (row == "full"))
+                (job.directory / "summary.json").write_text(json.dumps({"mean": {"test": {"weighted_f1": f1}}}))
+        return results
 
-    monkeypatch.setattr(accuracy, "run_seed", run_seed)
+    monkeypatch.setattr(accuracy, "do_all", do_all)
+    return done, other
+
+
+def test_ctrl_c_leaves_the_runs_that_are_finished_and_the_same_command_goes_on(training, tmp_path, capsys):
+    trained, other = training
+    other["no-graph", 1] = {"interrupted": "a step"}
     argv = ["--demo", "--folds", "2", "--seeds", "0,1", "--rows", "no-graph", "--out", str(tmp_path)]
     assert accuracy.main(argv) == 130
     assert pd.read_csv(tmp_path / "accuracy.csv")["seeds"].tolist() == [2, 1]
     assert (tmp_path / "accuracy.md").read_text() in capsys.readouterr().out
     with (tmp_path / "runs.jsonl").open("a") as stream:
         stream.write('{"row": "no-gr')  # a process that was killed
-    stop = False
+    other.clear()
     argv[argv.index("0,1")] = "0,1,2"
     assert accuracy.main(argv) == 0
     assert trained == [("full", 0), ("full", 1), ("no-graph", 0), ("full", 2), ("no-graph", 1), ("no-graph", 2)]
@@ -59,27 +76,42 @@ def test_ctrl_c_leaves_the_runs_that_are_finished_and_the_same_command_goes_on(m
     assert "full, seed 0: was trained with flags" in said and "--epochs 3" in said
 
 
-def test_a_run_that_fails_stops_no_other_and_the_same_command_tries_it_again(monkeypatch, tmp_path, capsys):
-    well = False
-
-    def run_seed(name, flags, seed, *_):
-        if not well and (name, seed) == ("full", 1):
-            raise InputError("full: out of memory")
-        return 60.0 + seed, 10.0
-
-    monkeypatch.setattr(accuracy, "run_seed", run_seed)
+def test_a_run_that_fails_stops_no_other_and_the_same_command_tries_it_again(training, tmp_path, capsys):
+    _, other = training
+    other["full", 1] = {"failed": "out of memory"}
     argv = ["--demo", "--folds", "2", "--seeds", "0,1,2", "--rows", "no-graph", "--out", str(tmp_path)]
     assert accuracy.main(argv) == 1
-    said = "error: 1 of 6 runs failed, the others are finished: full, seed 1: full: out of memory\n"
+    said = "error: 1 of 6 runs failed, the others are finished: full, seed 1: out of memory\n"
     assert capsys.readouterr().err.startswith(said)
     assert pd.read_csv(tmp_path / "accuracy.csv")["seeds"].tolist() == [2, 2]
-    well = True
+    other.clear()
     assert accuracy.main(argv) == 0
     assert pd.read_csv(tmp_path / "accuracy.csv")["seeds"].tolist() == [3, 3]
 
 
+def test_rows_are_trained_side_by_side_by_the_scripts_themselves(features, tmp_path, capfd):
+    argv = ["--features", features, "--device", "cpu", "--seeds", "0", "--jobs", "2", "--out", tmp_path / "a"]
+    argv += ["--rows", "no-graph", "--", "--epochs", "1", "--GAN-epochs", "1", "--no-tensorboard"]
+    assert accuracy.main([str(a) for a in argv]) == 0
+    lines = map(json.loads, (tmp_path / "a" / "runs.jsonl").read_text().splitlines())
+    scores = {line["row"]: line["weighted_f1"] for line in lines}
+    assert scores.keys() == {"full", "no-graph"}
+    config = json.loads((tmp_path / "a" / "no-graph" / "seed0" / "config.json").read_text())
+    assert config["settings"]["classifier"]["window_past"] == 0
+    report = json.loads((tmp_path / "a" / "full" / "seed0" / "report.json").read_text())
+    assert scores["full"] == report["test"]["weighted_f1"]
+    assert "no-graph, seed 0: done" in capfd.readouterr().out
+
+
+def test_a_command_that_is_refused_says_why(tmp_path, capsys):
+    refused = jobs.command("train_IEMOCAP.py", ["--features", str(tmp_path / "none.pkl"), "--out", str(tmp_path / "a")])
+    assert refused["input"] and "none.pkl" in refused["failed"]
+    assert "no network 'none'" in jobs.command("benchmarks/baselines.py", ["--networks", "none"])["failed"]
+    assert "none.pkl" in capsys.readouterr().err  # which goes into the log
+
+
 def test_a_row_has_its_interval_over_dialogues_and_the_sign_in_every_session(tmp_path, capsys, monkeypatch):
-    def run_seed(name, flags, seed, settings, own):
+    def train(name, seed, settings, own):
         rng = np.random.default_rng(seed)
         sessions = []
         for session in ("Ses01", "Ses02"):
@@ -94,9 +126,18 @@ def test_a_row_has_its_interval_over_dialogues_and_the_sign_in_every_session(tmp
         directory.mkdir(parents=True)
         write_config(directory, settings, small_corpus())
         write_csv(directory / "predictions.csv", pd.concat(sessions))
-        return (60.0 + seed if name == "no-graph" else 90.0 - seed), 1.0
+        f1 = 60.0 + seed if name == "no-graph" else 90.0 - seed
+        report = {"test": {"weighted_f1": f1}, "seconds": {"total": 1.0}}
+        (directory / "report.json").write_text(json.dumps(report))
 
-    monkeypatch.setattr(accuracy, "run_seed", run_seed)
+    def do_all(work, *_):
+        own, settings = argparse.Namespace(out=tmp_path), parse_args(["--demo"]).settings
+        for name in work:
+            row, seed = name.split(", seed ")
+            train(row, int(seed), settings, own)
+        return {name: {} for name in work}
+
+    monkeypatch.setattr(accuracy, "do_all", do_all)
     argv = ["--demo", "--seeds", "0,1", "--rows", "no-graph", "--out", str(tmp_path)]
     monkeypatch.setattr(accuracy, "ceiling", lambda corpus: {"context": 1.0, "utterance": 1.0})
     assert accuracy.main(argv) == 0
