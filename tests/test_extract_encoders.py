@@ -101,8 +101,10 @@ def test_opensmile_hears_pitch_and_loudness():
 
 def test_another_set_of_features_is_another_encoder():
     pytest.importorskip("opensmile", reason="pip install -r requirements-extract.txt")
-    one, other = (opened(acoustic=f"opensmile:{name}")[0].about for name in ("eGeMAPSv01b", "eGeMAPSv02"))
+    sets = {name: opened(acoustic=f"opensmile:{name}") for name in ("eGeMAPSv01b", "eGeMAPSv02", "ComParE_2016")}
+    one, other, _ = (encoder.about for encoder, _ in sets.values())
     assert other_encoder(one, other) == "encoder" and other_encoder(one, dict(one)) is None
+    assert [encode([tone(1.0)]).shape[1] for _, encode in sets.values()] == [88, 88, 6373]
 
 
 def test_opensmile_tells_two_voices_apart(tmp_path):
