@@ -15,9 +15,9 @@ Three parts, with the flags after ``--`` given to the method:
 * ``subset``: the whole method with all modalities and with one alone: trained on all as it is, trained with
   ``--drop-modality`` 0.3 of each, and trained on that one alone.
 
-Every finished piece leaves a line in ``runs.jsonl`` in ``--out`` and is not computed again. The table, mean ± standard
-deviation over seeds and the mean of every fold, is printed and written to ``fusion.csv`` and ``fusion.md``, and drawn
-in ``fusion.png``.
+Every finished piece, and every rate, leaves a line in ``runs.jsonl`` in ``--out`` and is not computed again. The table,
+mean ± standard deviation over seeds and the mean of every fold, is printed and written to ``fusion.csv`` and
+``fusion.md``, and drawn in ``fusion.png``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import baselines
@@ -263,15 +262,21 @@ def measure(settings: Settings, own: argparse.Namespace) -> None:
     if len(corpus.dims) < 2:
         raise InputError(f"{corpus.name}: one modality; there is nothing to fuse")
     folds = cross_validation(corpus, own.folds, own.folds_over) if own.folds else {"test": corpus}
+    lines, of = own.out / "runs.jsonl", {"data": corpus.sha256, "folds": own.folds, "flags": own.flags}
+    if any(line.get("of", of) != of for line in common.finished_runs(lines).values()):
+        raise InputError(f"{lines}: measured on other data, folds or flags; choose another --out")
 
-    @cache
     def rate(name: str, kind: str) -> float:
+        row = f"rate of {name} on {kind} features"
+        if line := common.finished_runs(lines).get((row, 0)):
+            return line["rate"]
         first = next(iter(folds.values()))
         if kind == "fused":
             fusion, _ = fuse(settings, first)
             first = fused_corpus(fusion, Standardiser.fit(first.split("train")), first)
         chosen, _ = baselines.choose_rate(name, first, settings)
-        print(f"{name} on {kind} features: rate {chosen:g}", flush=True)
+        common.append(lines, {"row": row, "seed": 0, "of": of, "rate": chosen, "figures": {}})
+        print(f"{row}: {chosen:g}", flush=True)
         return chosen
 
     pieces: dict[str, Callable[[Settings, Corpus], dict[str, float]]] = {
@@ -280,13 +285,13 @@ def measure(settings: Settings, own: argparse.Namespace) -> None:
         "subset": subset,
     }
     own.out.mkdir(parents=True, exist_ok=True)
-    lines = own.out / "runs.jsonl"
     for seed in own.seeds:
         for fold, part in folds.items():
             for name in own.parts:
                 if (f"{name} {fold}", seed) not in common.finished_runs(lines):
                     figures = pieces[name](settings.replace(run__seed=seed), part)
-                    common.append(lines, {"row": f"{name} {fold}", "seed": seed, "fold": fold, "figures": figures})
+                    row = {"row": f"{name} {fold}", "seed": seed, "of": of, "fold": fold, "figures": figures}
+                    common.append(lines, row)
                     print(f"seed {seed}, {fold}, {name}: done", flush=True)
     rows = pd.DataFrame(
         {"seed": line["seed"], "fold": line["fold"], "measure": measure, "value": value}

@@ -42,6 +42,8 @@ def test_the_table_has_every_measure_and_goes_on_where_it_was_stopped(tmp_path, 
     lines = (tmp_path / "out" / "runs.jsonl").read_text()
     assert fusion.main([*run, "--parts", "quality", "--", *QUICK]) == 0
     assert (tmp_path / "out" / "runs.jsonl").read_text() == lines
+    assert fusion.main([*run, "--parts", "quality", "--", *QUICK, "--batch-size", "3"]) == 2
+    assert "other data, folds or flags" in capsys.readouterr().err
 
 
 def test_other_networks_and_one_modality_alone(tmp_path):
