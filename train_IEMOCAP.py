@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric import seed_everything
 
 import feature_files
 import parallel
@@ -90,7 +89,7 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
     write_config(directory, settings, corpus)
     standardise = standardisation(settings, corpus)
     data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
-    seed_everything(stream(settings.run.seed, "weights"))
+    torch.manual_seed(stream(settings.run.seed, "weights"))
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
     run = Run(directory, network, tensorboard=settings.run.tensorboard, checkpoint_every=settings.run.checkpoint_every)
     save_tensors(standardiser_file(directory), standardise.tensors())
@@ -138,7 +137,7 @@ def train_adversarial_fusion(
     if settings.fusion.trained_run:
         load_weights(fusion, fusion_weights(Path(settings.fusion.trained_run)))
         epochs = settings.fusion.more_epochs
-    seed_everything(stream(settings.run.seed, "stage 1"))
+    torch.manual_seed(stream(settings.run.seed, "stage 1"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 1"))
     loader = batches(dialogues, settings.run.batch_size, shuffle)
     weights = fusion.loss_weights(settings.fusion.weight)
@@ -254,7 +253,7 @@ def train_classifier(
     schedule has come to rest, or with a validation split that of the epoch which scores best there.
     """
     flags, device, classes = settings.classifier, settings.run.device, network.classifier.num_classes
-    seed_everything(stream(settings.run.seed, "stage 2"))
+    torch.manual_seed(stream(settings.run.seed, "stage 2"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 2"))
     loader = batches(data["train"], settings.run.batch_size, shuffle)
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None

@@ -36,7 +36,6 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
-from torch_geometric import seed_everything
 from torch_geometric.nn import GraphConv, SimpleConv
 from torch_geometric.utils import softmax
 
@@ -270,7 +269,7 @@ def trained(
     name: str, corpus: Corpus, data: Mapping[str, Sequence[Dialogue]], settings: Settings
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """A network's labels and probabilities on test, and how many parameters it has."""
-    seed_everything(utils.stream(settings.run.seed, "weights"))
+    torch.manual_seed(utils.stream(settings.run.seed, "weights"))
     network = build(name, corpus, settings.fusion.dropout).to(settings.run.device)
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
         run = Run(Path(directory), tensorboard=False, checkpoint_every=settings.classifier.epochs + 1)

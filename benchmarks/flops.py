@@ -21,7 +21,6 @@ from pathlib import Path
 import common  # first: it finds the project's modules
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from torch_geometric import seed_everything
 
 from experiment.corpus import load_corpus
 from experiment.flags import parse_args
@@ -65,7 +64,7 @@ def count(flags: Sequence[str]) -> dict[str, float]:
     settings = parse_args(flags).settings.replace(fusion__epochs=1, classifier__epochs=1, run__device="cpu")
     corpus = load_corpus(settings)
     data = common.standardised(corpus)
-    seed_everything(0)
+    torch.manual_seed(0)
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier)
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
         run = Run(Path(directory), tensorboard=False, checkpoint_every=2)

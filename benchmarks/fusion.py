@@ -36,8 +36,8 @@ import common
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.model_selection import GroupKFold
-from torch_geometric import seed_everything
 
 import utils
 from dataloader import Corpus, Dialogue, Standardiser, cross_validation
@@ -63,7 +63,7 @@ COMPONENTS = (4, 8, 16, 64)  # of CCA, the same
 def fuse(settings: Settings, corpus: Corpus) -> tuple[AdversarialFusion, pd.DataFrame]:
     """Stage 1 alone: what it came to, and its curves."""
     data = common.standardised(corpus)
-    seed_everything(utils.stream(settings.run.seed, "weights"))
+    torch.manual_seed(utils.stream(settings.run.seed, "weights"))
     fusion = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device).fusion
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
         run = Run(Path(directory), tensorboard=False, checkpoint_every=settings.fusion.epochs + 1)

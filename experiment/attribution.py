@@ -107,10 +107,10 @@ def edge_changes(network: GANFFN, x: Tensor, mask: Tensor, speakers: Tensor, ans
     """
     classifier = network.classifier
     edge_index, edge_type = dialogue_edges(mask, speakers, *classifier.window, classifier.num_speakers)
-    nodes = x[mask]
+    nodes, known = x[mask], speakers[mask].clamp(max=classifier.num_speakers - 1)
     states = [nodes]
     for convolution, norm in zip(classifier.convolutions, classifier.norms, strict=True):
-        states.append(states[-1] + F.gelu(norm(convolution(states[-1], edge_index, edge_type))))
+        states.append(states[-1] + F.gelu(norm(convolution(states[-1], edge_index, edge_type, known))))
     views = [nodes, states[-1]]
     if classifier.attention is not None:
         views.append(classifier.attention(padded(states[-1], mask), mask)[mask])
@@ -133,7 +133,7 @@ def _heard_without(
 ) -> Tensor:
     """What the targets of the chosen edges hear from their neighbours, each without its edge, ``[E', d]``."""
     source, target = edge_index
-    # Means by target and relation, then the relation's map, as RGCNConv does it.
+    # Means by target and relation, then the relation's map, as `RelationalConvolution` does it.
     groups, group = torch.unique(target * int(convolution.num_relations) + edge_type, return_inverse=True)
     count = torch.bincount(group, minlength=len(groups)).to(x).unsqueeze(1)
     total = x.new_zeros(len(groups), x.shape[1]).index_add_(0, group, x[source])

@@ -24,7 +24,6 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from torch_geometric import __version__ as pyg_version
 
 import parallel
 import utils
@@ -450,7 +449,6 @@ def _code_and_packages() -> dict[str, str]:
         "code": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12],
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torch_geometric": pyg_version,
         "numpy": np.__version__,
     }
 

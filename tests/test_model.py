@@ -56,6 +56,31 @@ def test_recurrence_equals_a_loop_over_time(turns, monkeypatch):
     assert torch.autograd.gradcheck(gated_recurrence, exact)
 
 
+@pytest.mark.parametrize("num_speakers", [1, 2, 3])
+def test_the_graph_convolution_is_that_of_pytorch_geometric(num_speakers):
+    """Its first values and gradients too; where more speak than it knows, the last of them counts for the others."""
+    from torch_geometric.nn import RGCNConv
+
+    torch.manual_seed(0)
+    theirs = RGCNConv(8, 8, num_relations=2 * num_speakers**2)
+    torch.manual_seed(0)
+    ours = model.RelationalConvolution(8, 8, num_speakers)
+    first = theirs.state_dict(), ours.state_dict()
+    assert all(torch.equal(first[1].pop(name), value) for name, value in first[0].items()) and not first[1]
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    speakers = torch.randint(0, 4, mask.shape)
+    edges = model.dialogue_edges(mask, speakers, 2, 3, num_speakers)
+    x = torch.randn(int(mask.sum()), 8)
+    known = speakers[mask].clamp(max=num_speakers - 1)
+    given = [x.clone().requires_grad_() for _ in range(2)]
+    results = theirs(given[0], *edges), ours(given[1], *edges, known)
+    assert torch.allclose(*results, atol=1e-5)
+    for result in results:
+        result.square().sum().backward()
+    for one, other in zip([given[0], *theirs.parameters()], [given[1], *ours.parameters()], strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-3)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_speakers_states_are_those_of_their_own_turns_and_the_others_sum(causal):
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ def test_the_page_of_a_run_is_the_same_when_it_is_made_again(run, capsys):
         assert f'<section id="{part}"' in first
     assert first.count("<h3>Fused features by") == 2 and "<h3>Last layer by emotion" in first
     assert "Nothing was held out" in first and "best.safetensors (epoch 2 of stage 2" in first
-    assert "--fused-channels 16" in first and "SHA-256" in first and "torch_geometric" in first
+    assert "--fused-channels 16" in first and "SHA-256" in first and "threads 1" in first
     rows = re.findall(r"<bdi>Ses05 [FM]</bdi></th><td>[\d.]+</td><td>[\d.]+ to [\d.]+</td>.*", first)
     assert len(rows) == 2 and all("few: read with care" in row for row in rows)
 
