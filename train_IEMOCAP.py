@@ -308,7 +308,7 @@ def train_classifier(
                 }
                 finite(torch.tensor(row[f"{split}_loss"]), f"{where}, on {split}")
         # Without validation nothing else looks at what the averaged weights say before they are kept.
-        finite(torch.from_numpy(evaluate(average.module, data["train"][:1])[1]).sum(), where, "output")
+        finite(torch.from_numpy(evaluate(average.module, [min(data["train"], key=len)])[1]).sum(), where, "output")
         if best_epoch([*run.history["classifier"], row]) == epoch:
             run.keep(average.module.state_dict())
         row |= {"gradient_norm": float(np.mean(norms)), "learning_rate": schedule.get_last_lr()[0]}
