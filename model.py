@@ -890,12 +890,14 @@ class GANFFN(nn.Module):
         """Logits of the dialogues as they are given."""
         return self.classifier(self.nodes(batch), batch.mask, batch.speakers)
 
+    def encoded(self, batch: Batch) -> dict[str, Tensor]:
+        """Each modality's fused features as its speaker encoder has them, ``[B, T, fused_channels]``."""
+        fused = self.fusion(batch)
+        return {m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.speaker_encoders.items()} or fused
+
     def nodes(self, batch: Batch) -> Tensor:
         """All modalities of each utterance as one, ``[B, T, fused_channels]``."""
-        fused = self.fusion(batch)
-        nodes = {
-            m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.speaker_encoders.items()
-        } or fused
+        nodes = self.encoded(batch)
         has = {m: batch.has(m).unsqueeze(-1) for m in nodes}
         total = sum(x.masked_fill(~has[m], 0) for m, x in nodes.items())
         scale = len(nodes) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing

@@ -60,6 +60,7 @@ from experiment.run_directory import (
 from experiment.settings import Settings, from_json
 from experiment.tensorboard import WATCHED, discriminators_right
 from experiment.trained import (
+    best_weights,
     build_network,
     fusion_weights,
     load_standardiser,
@@ -318,11 +319,13 @@ def train_classifier(
 
 # Around the method ----------------------------------------------------------------------------------------------------
 
-FUSED = (
-    f"of GAN-FFN's stage 1, which looks at no label: the first {SHARED_CHANNELS} channels are shared by the "
+FUSED = {
+    1: f"of GAN-FFN's stage 1, no label was used: the first {SHARED_CHANNELS} channels are shared by the "
     "modalities, then come the modality's own features, standardised, the same less the speaker's mean in the "
-    "dialogue, and zeros up to the width of the widest modality"
-)
+    "dialogue, and zeros up to the width of the widest modality",
+    2: "of GAN-FFN's stage 2, labels of the training dialogues were used: each modality's, as its speaker encoder has "
+    "them in the dialogue; choose nothing by scores on dialogues of the training split, which are too good",
+}
 
 
 def evaluate_run(command: Command) -> None:
@@ -343,10 +346,10 @@ def evaluate_run(command: Command) -> None:
         check_export(settings, corpus, command.export_fused)
     say(rescore(command, settings, corpus))
     if command.export_fused and not parallel.follows():
-        export_fused(directory, corpus, settings, command.export_fused)
+        export_fused(directory, corpus, settings, command.export_fused, command.export_stage)
 
 
-def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str) -> None:
+def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str, stage: int) -> None:
     """Write the fused features of every utterance in the places of the raw ones, and how they were made.
 
     Raises:
@@ -354,17 +357,21 @@ def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str)
     """
     check_export(settings, corpus, path)
     config = read_config(directory)
-    fusion = build_network(config["corpus"], settings.fusion, settings.classifier).fusion
-    load_weights(fusion.to(settings.run.device), fusion_weights(directory))
-    made = {"fused_features": FUSED, **{name: config.get(name) for name in ("seed", "git_commit", "features")}}
+    network = build_network(config["corpus"], settings.fusion, settings.classifier).to(settings.run.device)
+    if stage == 1:
+        load_weights(network.fusion, fusion_weights(directory))
+    else:
+        load_weights(network, best_weights(directory))
+    fuse = network.fusion.export if stage == 1 else network.encoded
+    made = {"fused_features": FUSED[stage], **{name: config.get(name) for name in ("seed", "git_commit", "features")}}
     made |= {"settings": config["settings"]["fusion"], "splits": {s: len(ids) for s, ids in config["splits"].items()}}
-    fused = fused_corpus(fusion, load_standardiser(directory), corpus)
+    fused = fused_corpus(network, fuse, load_standardiser(directory), corpus)
     if Path(path).suffix == ".safetensors":
         feature_files.write_container(fused, path, made)
     else:  # the layout has no place for it, and its readers want nine items
         feature_files.write_nine_tuple(fused, path)
         write_json(Path(f"{path}.json"), made)
-    say(f"Fused features of {len(corpus.dialogues)} dialogues written to {path} (no label was used).")
+    say(f"Fused features of {len(corpus.dialogues)} dialogues written to {path}: {FUSED[stage].partition(':')[0]}.")
 
 
 def train(command: Command) -> int:
@@ -399,7 +406,7 @@ def train(command: Command) -> int:
         complain(f"Interrupted at {figures['interrupted']}. {go_on}")
         return 130
     if command.export_fused:
-        export_fused(directory, corpus, settings, command.export_fused)
+        export_fused(directory, corpus, settings, command.export_fused, command.export_stage)
     say(f"Everything about this run is in {directory}.")
     return 0
 

@@ -296,10 +296,8 @@ def logistic(
     return y["test"], probabilities, model.coef_.size + model.intercept_.size
 
 
-def choose_rate(name: str, corpus: Corpus, settings: Settings) -> tuple[float, dict[float, float]]:
-    """The learning rate of the best mean F1 within the training split, one seed, and that of every one in `RATES`.
-
-    Folds are the sessions that the ids of the split name, or three.
+def inner_folds(corpus: Corpus) -> list[Corpus]:
+    """Cross-validation within the training split: the sessions that its ids name, or three folds.
 
     Raises:
         InputError: If there are too few dialogues.
@@ -309,7 +307,11 @@ def choose_rate(name: str, corpus: Corpus, settings: Settings) -> tuple[float, d
     if len(ids) < 3:
         raise InputError(f"{corpus.name}: split 'train': {len(ids)} dialogues are too few to choose a rate; give --lr")
     folds = "sessions" if len(sessions) > 1 and "" not in sessions else 3
-    parts = cross_validation(corpus, folds, "train").values()
+    return list(cross_validation(corpus, folds, "train").values())
+
+
+def choose_rate(name: str, parts: Sequence[Corpus], settings: Settings) -> tuple[float, dict[float, float]]:
+    """The learning rate of the best mean F1 over folds, one seed, and the mean F1 of every one in `RATES`."""
     means = {
         rate: float(np.mean([score(name, part, settings, 0, rate).weighted_f1 for part in parts]))
         for rate in RATES[name]
@@ -381,7 +383,7 @@ def run(settings: Settings, own: argparse.Namespace, rows: list[dict[str, float 
     for name in own.networks:
         rate = own.lr
         if rate is None:
-            rate, means = choose_rate(name, corpus, settings)
+            rate, means = choose_rate(name, inner_folds(corpus), settings)
             tried = ", ".join(f"{r:g}: {f1:.2f}" for r, f1 in means.items())
             print(f"{name}: rate {rate:g} by cross-validation within the training split ({tried})", flush=True)
         for seed in own.seeds:

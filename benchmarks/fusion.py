@@ -10,8 +10,9 @@ Three parts, with the flags after ``--`` given to the method:
   layers tell the modality; the generators' adversarial losses over the last third of the epochs (even: 0.69); how
   often an utterance's other modality is found among those of its dialogue, beside linear CCA with a ridge on the same
   features and chance.
-* ``elsewhere``: networks of ``baselines.py`` on raw and on fused features, with rates chosen for each in the same way:
-  by cross-validation within the training dialogues of the first fold.
+* ``elsewhere``: networks of ``baselines.py`` on raw features and on those that ``--export-fused`` writes, of stage 1
+  and of stage 2, with rates chosen for each in the same way: by cross-validation within the training dialogues of the
+  first fold, where the method is trained anew.
 * ``subset``: the whole method with all modalities and with one alone: trained on all as it is, trained with
   ``--drop-modality`` 0.3 of each, and trained on that one alone.
 
@@ -29,6 +30,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import baselines
@@ -48,9 +50,9 @@ from experiment.fusion_quality import fusion_quality, retrieval
 from experiment.run import Run
 from experiment.run_directory import write_csv
 from experiment.settings import Settings
-from experiment.trained import best_weights, build_network, load_weights, shape_of
+from experiment.trained import best_weights, build_network, fusion_weights, load_weights, shape_of
 from files import InputError
-from model import AdversarialFusion
+from model import GANFFN, AdversarialFusion
 from train_IEMOCAP import run_seed, train_adversarial_fusion
 
 DROP = 0.3  # of each modality, where a network learns to do without
@@ -93,16 +95,25 @@ def quality(settings: Settings, corpus: Corpus) -> dict[str, float]:
 def elsewhere(
     settings: Settings, corpus: Corpus, networks: Sequence[str], rate: Callable[[str, str], float]
 ) -> dict[str, float]:
-    """Other networks' weighted F1 on raw and on fused features."""
-    fusion, _ = fuse(settings, corpus)
-    fused = fused_corpus(fusion, Standardiser.fit(corpus.split("train")), corpus)
+    """Other networks' weighted F1 on every kind of features."""
     return {
         f"{name}, {kind} features": baselines.score(
             name, features, settings, settings.run.seed, rate(name, kind)
         ).weighted_f1
+        for kind, features in kinds(settings, corpus).items()
         for name in networks
-        for kind, features in (("raw", corpus), ("fused", fused))
     }
+
+
+def kinds(settings: Settings, corpus: Corpus) -> dict[str, Corpus]:
+    """The features as they are, and as a run that is trained on them exports them, of either stage."""
+    standardise = Standardiser.fit(corpus.split("train"))
+    with tempfile.TemporaryDirectory() as temporary:
+        network = trained(settings, corpus, Path(temporary))
+        tuned = fused_corpus(network, network.encoded, standardise, corpus)
+        load_weights(network.fusion, fusion_weights(Path(temporary)))
+        fused = fused_corpus(network, network.fusion.export, standardise, corpus)
+    return {"raw": corpus, "fused": fused, "stage 2's": tuned}
 
 
 def subset(settings: Settings, corpus: Corpus) -> dict[str, float]:
@@ -113,22 +124,28 @@ def subset(settings: Settings, corpus: Corpus) -> dict[str, float]:
         "trained on all": settings,
         f"trained with --drop-modality {DROP:g}": settings.replace(augmentation__drop_modality=drop),
     }.items():
-        score = trained(of_run, corpus)
+        score = scored(of_run, corpus)
         figures[f"whole, {name}"] = score(None)
         figures |= {f"{m} alone, {name}": score(m) for m in corpus.dims}
     for m in corpus.dims:
-        figures[f"{m} alone, trained on it alone"] = trained(settings, corpus.select_modalities([m]))(None)
+        figures[f"{m} alone, trained on it alone"] = scored(settings, corpus.select_modalities([m]))(None)
     return figures
 
 
-def trained(settings: Settings, corpus: Corpus) -> Callable[[str | None], float]:
-    """Train the method. Returns its weighted F1 on test when one modality is there, or all."""
-    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()):
-        directory = Path(temporary)
+def trained(settings: Settings, corpus: Corpus, directory: Path) -> GANFFN:
+    """The method's network after a run in that directory."""
+    with contextlib.redirect_stdout(io.StringIO()):
         if "interrupted" in run_seed(settings, corpus, directory):
             raise KeyboardInterrupt
-        network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
-        load_weights(network, best_weights(directory))
+    network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
+    load_weights(network, best_weights(directory))
+    return network
+
+
+def scored(settings: Settings, corpus: Corpus) -> Callable[[str | None], float]:
+    """Train the method. Returns its weighted F1 on test when one modality is there, or all."""
+    with tempfile.TemporaryDirectory() as temporary:
+        network = trained(settings, corpus, Path(temporary))
     test = common.standardised(corpus)["test"]
     return lambda modality: common.weighted_f1(network, [only(d, modality) for d in test])
 
@@ -266,15 +283,16 @@ def measure(settings: Settings, own: argparse.Namespace) -> None:
     if any(line.get("of", of) != of for line in common.finished_runs(lines).values()):
         raise InputError(f"{lines}: measured on other data, folds or flags; choose another --out")
 
+    @cache
+    def inner() -> list[dict[str, Corpus]]:
+        parts = baselines.inner_folds(next(iter(folds.values())))
+        return [kinds(settings.replace(run__seed=0), part) for part in parts]
+
     def rate(name: str, kind: str) -> float:
         row = f"rate of {name} on {kind} features"
         if line := common.finished_runs(lines).get((row, 0)):
             return line["rate"]
-        first = next(iter(folds.values()))
-        if kind == "fused":
-            fusion, _ = fuse(settings, first)
-            first = fused_corpus(fusion, Standardiser.fit(first.split("train")), first)
-        chosen, _ = baselines.choose_rate(name, first, settings)
+        chosen, _ = baselines.choose_rate(name, [part[kind] for part in inner()], settings)
         common.append(lines, {"row": row, "seed": 0, "of": of, "rate": chosen, "figures": {}})
         print(f"{row}: {chosen:g}", flush=True)
         return chosen

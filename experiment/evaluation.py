@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 import utils
-from dataloader import IGNORE_LABEL, Corpus, Dialogue, Standardiser, batches
+from dataloader import IGNORE_LABEL, Batch, Corpus, Dialogue, Standardiser, batches
 from experiment import calibration
 from experiment.calibration import Calibration
 from experiment.console import say
@@ -45,20 +46,22 @@ def evaluate(network: torch.nn.Module, dialogues: Sequence[Dialogue]) -> tuple[n
 
 @torch.no_grad()
 def extract_fused(
-    fusion: AdversarialFusion, dialogues: Sequence[Dialogue], *, export: bool = False
+    network: AdversarialFusion | GANFFN,
+    dialogues: Sequence[Dialogue],
+    fuse: Callable[[Batch], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Fused features of each modality, ``[N, d]``, over the real utterances in the order of the dialogues.
 
     Rows are NaN where the modality is missing.
 
     Args:
-        fusion: After stage 1.
+        network: Trained.
         dialogues: Standardised.
-        export: Whether they are for other networks, as `AdversarialFusion.export`, or as ``normalised``.
+        fuse: The network's method that makes them; `AdversarialFusion.normalised` unless it is given.
     """
-    fusion.eval()
-    device, fuse = next(fusion.parameters()).device, fusion.export if export else fusion.normalised
-    fused: dict[str, list[Tensor]] = {m: [] for m in fusion.generators}
+    network.eval()
+    device, fuse = next(network.parameters()).device, fuse or network.normalised
+    fused: dict[str, list[Tensor]] = defaultdict(list)
     for batch in batches(dialogues, BATCH_SIZE):
         batch = batch.to(device)
         for modality, features in fuse(batch).items():
@@ -67,13 +70,15 @@ def extract_fused(
     return {m: torch.cat(parts).numpy() for m, parts in fused.items()}
 
 
-def fused_corpus(fusion: AdversarialFusion, standardise: Standardiser, corpus: Corpus) -> Corpus:
-    """A corpus with the fused features of every utterance in the places of the raw ones.
-
-    They are the features of stage 1, which looks at no label.
-    """
+def fused_corpus(
+    network: AdversarialFusion | GANFFN,
+    fuse: Callable[[Batch], Mapping[str, Tensor]],
+    standardise: Standardiser,
+    corpus: Corpus,
+) -> Corpus:
+    """A corpus with the fused features of every utterance in the places of the raw ones; see `extract_fused`."""
     dialogues = list(corpus.dialogues.values())
-    fused = extract_fused(fusion, [standardise(d) for d in dialogues], export=True)
+    fused = extract_fused(network, [standardise(d) for d in dialogues], fuse)
     ends = np.cumsum([len(d) for d in dialogues])[:-1]
     parts = {m: np.split(x, ends) for m, x in fused.items()}
     features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}

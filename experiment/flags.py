@@ -57,6 +57,7 @@ class Command:
         evaluate: The run to score again.
         given: Names of the settings that the command line itself named.
         export_fused: Where fused features go.
+        export_stage: Of which stage they are, 1 or 2.
         download: The public file to fetch.
     """
 
@@ -71,6 +72,7 @@ class Command:
     cluster: str | None = None
     evaluate: str | None = None
     export_fused: str | None = None
+    export_stage: int = 1
     download: str | None = None
     given: frozenset[str] = frozenset()
 
@@ -231,7 +233,14 @@ def build_parser() -> Parser:
         "--export-fused",
         type=flag_type(s.FileName(new=True).parse),
         metavar="FILE",
-        help="write the fused features of stage 1 as a 9-tuple pickle for other networks",
+        help="write the fused features as a 9-tuple pickle for other networks",
+    )
+    what.add_argument(
+        "--export-stage",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="of which stage they are: 1 looks at no label; 2 has learnt from those of the training dialogues",
     )
     what.add_argument(
         "--download",
@@ -249,6 +258,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Command:
     """What the flags ask for, checked against each other; exits with status 2 and one line if they are wrong."""
     parser = build_parser()
     given = vars(parser.parse_args(argv))
+    if given["export_stage"] != 1 and not given["export_fused"]:
+        parser.error("--export-stage says of which stage --export-fused writes features: name its FILE too")
     chosen = {name: given.pop(name) for name in list(given) if "." in name}
     if given.pop("no_cuda") and chosen.get("run.device", "auto").startswith(("auto", "cuda")):
         chosen["run.device"] = "cpu"

@@ -242,6 +242,7 @@ FLAGS = {
     "--resume none": "none/config.json: cannot be read",
     "--export-fused fused.pkl --modalities text": "--export-fused: stage 1 was left out",
     "--export-fused none/fused.pkl": "none/fused.pkl: cannot be written",
+    "--export-stage 2": "name its FILE too",
     "--text-layers 9": "--text-layers: there is no '9'",
     "--target mood": "--target: invalid choice: 'mood'",
     "--frobnicate": "unrecognized arguments: --frobnicate",

@@ -109,7 +109,7 @@ def test_the_rate_is_chosen_within_the_training_dialogues(corpus, monkeypatch):
         return baselines.Score(50 - abs(lr - 3e-3), 0, 0, np.zeros(0), np.zeros((0, 6)))
 
     monkeypatch.setattr(baselines, "score", score)
-    rate, means = baselines.choose_rate("gru", corpus, SETTINGS)
+    rate, means = baselines.choose_rate("gru", baselines.inner_folds(corpus), SETTINGS)
     assert rate == 3e-3 and tuple(means) == baselines.RATES["gru"]
 
 

@@ -176,6 +176,7 @@ SHOWN_BY = {
     "--cluster": "test_jobs.py::test_a_killed_worker_of_a_cluster_gives_its_run_to_the_other",
     "--evaluate": "test_train.py::test_scoring_a_finished_run_again_gives_the_same_numbers",
     "--export-fused": "test_train.py::test_fused_features_load_as_the_field_loads_them",
+    "--export-stage": "test_train.py::test_exported_features_of_stage_2",
     "--download": "test_download.py::test_",
     "--no-cuda": "test_flags.py::test_no_cuda_is_the_cpu",
 }

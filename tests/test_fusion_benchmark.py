@@ -52,7 +52,7 @@ def test_other_networks_and_one_modality_alone(tmp_path):
     assert fusion.main([*run, "--parts", "elsewhere,subset", "--networks", "logistic", "--", *QUICK]) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
     figures = {name: x for line in lines for name, x in line["figures"].items()}
-    assert {"logistic, raw features", "logistic, fused features"} <= set(figures)
+    assert {f"logistic, {kind} features" for kind in ("raw", "fused", "stage 2's")} <= set(figures)
     alone = {name for name in figures if name.startswith("text alone")}
     assert len(alone) == 3 and {"whole, trained on all"} <= set(figures)
 

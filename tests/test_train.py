@@ -18,7 +18,8 @@ from tensorboardX.proto.event_pb2 import Event
 import feature_files
 import model
 import train_IEMOCAP
-from dataloader import class_weights
+from dataloader import class_weights, collate
+from experiment.prediction import load
 from experiment.run import Run
 from experiment.settings import Settings
 from feature_files import read, write_nine_tuple
@@ -206,7 +207,7 @@ def test_exported_features_say_how_they_were_made(finished, corpus, tmp_path, ca
         assert train_IEMOCAP.main(["--evaluate", str(finished), "--export-fused", str(tmp_path / name)]) == 0
     beside = json.loads((tmp_path / "fused.pkl.json").read_text())
     assert beside["features"] == config["features"] and beside["settings"] == config["settings"]["fusion"]
-    assert "no label" in beside["fused_features"]
+    assert "no label was used" in beside["fused_features"]
     other, ours = read(tmp_path / "fused.pkl"), read(tmp_path / "fused.safetensors")
     assert ours.provenance == beside
     for i in corpus.dialogues:
@@ -214,7 +215,7 @@ def test_exported_features_say_how_they_were_made(finished, corpus, tmp_path, ca
             assert np.array_equal(x, other.dialogues[i].features[m])
     capsys.readouterr()
     assert feature_files.main(["inspect", str(tmp_path / "fused.safetensors")]) == 0
-    assert "which looks at no label" in capsys.readouterr().out
+    assert "no label was used" in capsys.readouterr().out
 
 
 def test_exported_features_are_shared_channels_and_the_modality_s_own(finished, corpus, tmp_path):
@@ -231,6 +232,21 @@ def test_exported_features_are_shared_channels_and_the_modality_s_own(finished, 
         means = pd.DataFrame(own).groupby(speaker).transform("mean")
         assert np.allclose(relative, own - means, atol=1e-5)
         assert not rest.any()
+
+
+def test_exported_features_of_stage_2_are_what_the_classifier_reads(finished, corpus, tmp_path, capsys):
+    export = ["--evaluate", str(finished), "--export-fused", str(tmp_path / "fused.pkl"), "--export-stage", "2"]
+    assert train_IEMOCAP.main(export) == 0
+    assert "labels of the training dialogues were used" in capsys.readouterr().out
+    assert "too good" in json.loads((tmp_path / "fused.pkl.json").read_text())["fused_features"]
+    member = load(finished).members[0]
+    dialogue = corpus.split("test")[0]
+    exported = read(tmp_path / "fused.pkl").dialogues[dialogue.id].features
+    batch = collate([member.standardise(dialogue)])
+    summed = torch.from_numpy(sum(exported.values())).unsqueeze(0)
+    with torch.no_grad():
+        logits = member.network.eval().classifier(summed, batch.mask, batch.speakers)
+        assert torch.allclose(logits, member.network(batch), atol=1e-5)
 
 
 def test_fused_features_depend_on_no_label(features, corpus, tmp_path, capsys):
