@@ -354,7 +354,8 @@ class Batch:
         """
         if not noise:
             return self
-        features = {m: x + noise * torch.randn(x.shape) * self.has(m).unsqueeze(-1) for m, x in self.features.items()}
+        size = {m: noise * self.has(m).unsqueeze(-1) for m in self.features}
+        features = {m: torch.randn(x.shape).mul_(size[m]).add_(x) for m, x in self.features.items()}
         return replace(self, features=features)
 
     def drop_utterances(self, share: float) -> Batch:
@@ -371,7 +372,7 @@ class Batch:
         kept = torch.where(kept.any(1, keepdim=True), kept, self.mask)
         return replace(
             self,
-            features={m: x * kept.unsqueeze(-1) for m, x in self.features.items()},
+            features={m: x * kept.unsqueeze(-1).to(x.dtype) for m, x in self.features.items()},
             mask=kept,
             speakers=self.speakers * kept,
             labels=self.labels.masked_fill(~kept, IGNORE_LABEL),

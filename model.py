@@ -211,25 +211,49 @@ def padded(x: Tensor, mask: Tensor) -> Tensor:
     return result
 
 
-def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = False) -> Tensor:
-    """Features less the mean of the same speaker's features in the dialogue: how unlike themselves they sound.
+def speaker_means(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean features of each speaker of each dialogue, ``[M, d]``, and whose an utterance is, a row of these, ``[N]``.
 
     Shapes:
-        x, result: ``[B, T, d]``; mask, speakers: ``[B, T]``.
+        x: ``[B, T, d]``; mask, speakers: ``[B, T]``.
 
     Args:
         x: Features.
         mask: Which of them count.
         speakers: Whose they are.
-        causal: Whether the mean is that of the speaker's turns so far, this one included.
+        causal: Whether the mean is that of the speaker's turns so far, this one included: one for each utterance.
     """
     spoken = F.one_hot(speakers).to(x.dtype) * mask.unsqueeze(-1)  # [B, T, S]
     if causal:
         turns = spoken.cumsum(1).clamp(min=1).unsqueeze(-1)  # [B, T, S, 1]
         so_far = (spoken.unsqueeze(-1) * x.unsqueeze(2)).cumsum(1) / turns  # [B, T, S, d]
-        return x - (spoken.unsqueeze(2) @ so_far).squeeze(2)
-    turns = spoken.sum(1).clamp(min=1).unsqueeze(-1)  # [B, S, 1]
-    return x - spoken @ (spoken.transpose(1, 2) @ x / turns)
+        means = (spoken.unsqueeze(2) @ so_far).squeeze(2)[mask]
+        return means, torch.arange(len(means), device=x.device)
+    means = spoken.transpose(1, 2) @ x / spoken.sum(1).clamp(min=1).unsqueeze(-1)  # [B, S, d]
+    first = torch.arange(len(mask), device=x.device).unsqueeze(1) * means.shape[1]
+    return means.flatten(0, 1), (first + speakers)[mask]
+
+
+def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = False) -> Tensor:
+    """Features less the mean of the same speaker's features in the dialogue: how unlike themselves they sound.
+
+    Shapes:
+        x, result: ``[B, T, d]``; mask, speakers: ``[B, T]``. Arguments are those of `speaker_means`.
+    """
+    means, whose = speaker_means(x, mask, speakers, causal)
+    return padded(x[mask] - means[whose], mask)
+
+
+def relative_linear(layer: nn.Linear, x: Tensor, means: Tensor, whose: Tensor) -> Tensor:
+    """A linear layer of features beside the same less their speaker's mean, at half the products.
+
+    ``[W V] [x, x - mean]`` is ``(W + V) x - V mean``, and speakers are few.
+
+    Shapes:
+        x: ``[N, d]``; means, whose: as `speaker_means` has them; result: ``[N, layer.out_features]``.
+    """
+    plain, relative = layer.weight.chunk(2, dim=1)
+    return F.linear(x, plain + relative, layer.bias) - F.linear(means, relative)[whose]
 
 
 class ChannelNorm(nn.BatchNorm1d):
@@ -329,8 +353,8 @@ class FusedFeatureGenerator(nn.Module):
         self.build(hidden)
 
     def build(self, hidden: int) -> None:
-        """Make the layers of `encode`."""
-        self.layers = nn.Sequential(FeedForward(hidden), FeedForward(hidden))
+        """Make the layer of `encode`."""
+        self.layers = FeedForward(hidden)
 
     def rest(self) -> None:
         """Let the shared channels stay as they are, whatever the own ones learn."""
@@ -349,12 +373,13 @@ class FusedFeatureGenerator(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        x = self.read(x, mask, speakers)[mask]
-        return padded(self.fuse(self.encode(self.embed(x), mask), x), mask)
+        given = x[mask], *speaker_means(x, mask, speakers, self.causal)
+        encoded = self.encode(relative_linear(self.embed, *given), mask)
+        return padded(self.fuse(encoded, relative_linear(self.own[0], *given)), mask)
 
-    def fuse(self, encoded: Tensor, x: Tensor) -> Tensor:
-        """Fused features ``[N, fused_channels]`` of what `encode` made of utterances, and of their features."""
-        return torch.cat([self.norm(self.head(encoded)), self.own(x)], dim=-1)
+    def fuse(self, encoded: Tensor, own: Tensor) -> Tensor:
+        """Fused features ``[N, fused_channels]`` of what `encode`, and the first layer to own channels, came to."""
+        return torch.cat([self.norm(self.head(encoded)), self.own[1:](own)], dim=-1)
 
 
 class LinearGenerator(FusedFeatureGenerator):
@@ -568,7 +593,7 @@ class AdversarialFusion(nn.Module):
 
     def shared(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The shared channels of the real utterances, ``[N, SHARED_CHANNELS]`` each."""
-        return {m: f[batch.mask][:, :SHARED_CHANNELS] for m, f in fused.items()}
+        return {m: f[..., :SHARED_CHANNELS][batch.mask] for m, f in fused.items()}
 
     def discriminator_losses(self, batch: Batch, fused: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
         """Loss of each discriminator, the mean over the other modalities' generators; no generator gets a gradient.
@@ -578,56 +603,63 @@ class AdversarialFusion(nn.Module):
             fused: What `forward` made of the same utterances.
             gamma: Weight of the gradient penalties R1 and R2, which only the relativistic game has.
         """
-        shared = self.shared(batch, fused)
-        losses: dict[str, list[Tensor]] = {k: [] for k in self.generators}
-        for m, k in self.pairs:
-            own, other = (having(shared[i], batch, m, k).detach().clone().requires_grad_() for i in (k, m))
-            on_own, on_other = self.discriminators[k](own), self.discriminators[k](other)
-            if not self.relativistic:
-                losses[k].append(mean(F.softplus(-on_own)) + mean(F.softplus(on_other)))
-                continue
-            penalty = sum(
-                mean(torch.autograd.grad(logits.sum(), at, create_graph=True)[0].square().sum(-1))
-                for logits, at in ((on_own, own), (on_other, other))
-            )
-            losses[k].append(mean(F.softplus(on_other - on_own)) + gamma / 2 * penalty)
-        return {k: torch.stack(each).mean() for k, each in losses.items()}
+        shared = torch.stack(list(self.shared(batch, fused).values())).detach().requires_grad_()  # [M, N, channels]
+        squares: dict[str, Tensor] = {}
+
+        def loss(k: str) -> Tensor:
+            logits = self.discriminators[k](shared)
+            on = dict(zip(self.generators, logits, strict=True))
+            if self.relativistic:
+                (slopes,) = torch.autograd.grad(logits.sum(), shared, create_graph=True)
+                squares.update(zip(self.generators, slopes.square().sum(-1), strict=True))
+
+            def against(m: str) -> Tensor:
+                own, other = (having(on[i], batch, m, k) for i in (k, m))
+                if not self.relativistic:
+                    return mean(F.softplus(-own)) + mean(F.softplus(other))
+                penalty = sum(mean(having(squares[i], batch, m, k)) for i in (k, m))
+                return mean(F.softplus(other - own)) + gamma / 2 * penalty
+
+            return self.over_others(k, against)
+
+        return {k: loss(k) for k in self.generators}
 
     def generator_losses(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Losses of each generator, by modality and by the names that `loss_weights` has.
 
-        A loss called ``NAME`` is the method ``NAME_loss(m, batch, fused)``. Those between two modalities are over the
-        utterances that have both, and the mean over the other modalities.
+        A loss called ``NAME`` is the method ``NAME_loss(m, batch, rows)``, its rows the fused features of the real
+        utterances, ``[N, fused_channels]``. Those between two modalities are over the utterances that have both, and
+        the mean over the other modalities.
 
         Args:
             batch: Where the clean features are.
             fused: What `forward` made of the same utterances.
         """
         names = self.loss_weights(1.0)
-        return {m: {name: getattr(self, f"{name}_loss")(m, batch, fused) for name in names} for m in self.generators}
+        rows = {m: f[batch.mask] for m, f in fused.items()}
+        return {m: {name: getattr(self, f"{name}_loss")(m, batch, rows) for name in names} for m in self.generators}
 
     def over_others(self, m: str, loss: Callable[[str], Tensor]) -> Tensor:
         """The mean of a loss over the modalities other than m."""
         return torch.stack([loss(k) for k in self.generators if k != m]).mean()
 
-    def adversarial_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
+    def adversarial_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How badly s_m passes for the other modalities."""
-        shared = self.shared(batch, fused)
 
         def against(k: str) -> Tensor:
-            own, other = (having(shared[i], batch, m, k) for i in (k, m))
-            on_own = self.discriminators[k](own).detach() if self.relativistic else 0
+            own, other = (having(rows[i][:, :SHARED_CHANNELS], batch, m, k) for i in (k, m))
+            on_own = self.discriminators[k](own.detach()).detach() if self.relativistic else 0
             return mean(F.softplus(on_own - self.discriminators[k](other)))
 
         return self.over_others(m, against)
 
-    def contrastive_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
+    def contrastive_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """InfoNCE: how badly s_m finds its own utterance's s_k among those of the dialogue.
 
         A dialogue of more than `NEGATIVES` turns counts as several, or memory would grow with its length squared.
         """
         turns = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape) % self.NEGATIVES
-        sphere = {k: F.normalize(f[..., :SHARED_CHANNELS], dim=-1) for k, f in fused.items()}
+        sphere = {k: padded(F.normalize(f[:, :SHARED_CHANNELS], dim=-1), batch.mask) for k, f in rows.items()}
 
         def among(k: str) -> Tensor:
             each = (x.split(self.NEGATIVES, dim=1) for x in (sphere[m], sphere[k], batch.has(m) & batch.has(k), turns))
@@ -639,21 +671,20 @@ class AdversarialFusion(nn.Module):
 
         return self.over_others(m, among)
 
-    def translation_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
+    def translation_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How far the other modalities' features are from what a linear map makes of s_m."""
-        shared = self.shared(batch, fused)
 
         def into(k: str) -> Tensor:
-            x, made = batch.features[k][batch.mask], self.translators[k](shared[m])
+            x, made = batch.features[k][batch.mask], self.translators[k](rows[m][:, :SHARED_CHANNELS])
             x, made = having(x, batch, m, k), having(made, batch, m, k)
             return mean(F.smooth_l1_loss(made, x, reduction="none"))
 
         return self.over_others(m, into)
 
-    def reconstruction_loss(self, m: str, batch: Batch, fused: Mapping[str, Tensor]) -> Tensor:
+    def reconstruction_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How far x_m is from what a linear map makes of f_m."""
-        f, x = fused[m][batch.mask], batch.features[m][batch.mask]
-        rebuilt, given = having(self.decoders[m](f), batch, m), having(x, batch, m)
+        x = batch.features[m][batch.mask]
+        rebuilt, given = having(self.decoders[m](rows[m]), batch, m), having(x, batch, m)
         return mean(F.smooth_l1_loss(rebuilt, given, reduction="none"))
 
 
@@ -733,10 +764,9 @@ class RelationalConvolution(nn.Module):
         """What each utterance makes of itself and its neighbours; see the class."""
         source, target = edge_index
         heard = 2 * self.num_speakers  # relations that one target has: from whom, and in which direction
-        slot = target * heard + edge_type // heard * 2 + edge_type % 2
-        count = torch.bincount(slot, minlength=len(x) * heard)
-        means = x.new_zeros(len(x) * heard, x.shape[1])
-        means = means.index_add(0, slot, x[source] / count[slot].unsqueeze(1)).view(len(x), -1)
+        slot, order = torch.sort(target * heard + edge_type // heard * 2 + edge_type % 2, stable=True)
+        begins = torch.searchsorted(slot, torch.arange(len(x) * heard, device=x.device))
+        means = F.embedding_bag(source[order], x, begins, mode="mean").view(len(x), -1)
         maps = self.weight.view(self.num_speakers, self.num_speakers, 2, *self.root.shape).transpose(0, 1)
         result = torch.addmm(self.bias, x, self.root)
         for speaker, matrix in enumerate(maps.reshape(self.num_speakers, -1, self.root.shape[1])):

@@ -145,7 +145,7 @@ def train_adversarial_fusion(
     average = average_weights(fusion.generators, EMA_DECAY)
     generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.translators])
     lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
-    generator_optimizer = torch.optim.AdamW(generating.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    generator_optimizer = utils.AdamW(generating.parameters(), lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         generator_optimizer, lr, total_steps=max(1, epochs) * len(loader), pct_start=WARM_UP, cycle_momentum=False
     )
@@ -201,7 +201,7 @@ def train_adversarial_fusion(
 
 def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
     """Adam with little momentum and no decay, as R3GAN's discriminators have it."""
-    return torch.optim.AdamW(fusion.discriminators.parameters(), lr=lr, betas=(0.5, 0.99), weight_decay=0, fused=True)
+    return utils.AdamW(fusion.discriminators.parameters(), lr, betas=(0.5, 0.99), weight_decay=0)
 
 
 def adversarial_step(
@@ -266,7 +266,7 @@ def train_classifier(
     # Discriminators, decoders and translators rest: they keep old gradients, and decay would move them.
     learning = nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()
     learning = [p for p in learning if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=flags.lr, weight_decay=flags.weight_decay, fused=True)
+    optimizer = utils.AdamW(learning, flags.lr, weight_decay=flags.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, flags.lr, total_steps=flags.epochs * len(loader), cycle_momentum=False
     )

@@ -142,7 +142,8 @@ def choose_determinism(always: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it first multiplies
         torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = always
-    torch.use_deterministic_algorithms(always)
+    if always != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler, which takes seconds
+        torch.use_deterministic_algorithms(always)
 
 
 def choose_device(name: str) -> str:
@@ -172,6 +173,23 @@ def stream(seed: int, name: str) -> int:
         name: What is random, such as ``weights``.
     """
     return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
+
+
+class AdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` in one pass over the weights, which does not import torch's compiler: that takes two seconds.
+
+    The compiler is imported to be told what it is not to compile. Here nothing is compiled, so the methods are marked
+    as it would mark them, and a step is the same without the hint for it.
+    """
+
+    for _method in vars(torch.optim.Optimizer).values():
+        if hasattr(_method, "__wrapped__"):
+            vars(_method.__wrapped__).setdefault("__dynamo_disable", _method.__wrapped__)
+    del _method
+    step = torch.no_grad()(getattr(torch.optim.Adam.step, "__wrapped__", torch.optim.Adam.step))
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, **settings: Any):
+        super().__init__(parameters, lr=lr, fused=True, **settings)
 
 
 def average_weights(module: nn.Module, decay: float) -> AveragedModel:

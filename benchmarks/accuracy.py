@@ -90,7 +90,7 @@ def job(name: str, flags: str, seed: int, settings: Settings, own: argparse.Name
         run = ["--resume", str(directory)]
     else:
         # A state is 100 MB: written every epoch, those of many runs would take longer than what a stop loses.
-        run += ["--seed", str(seed), "--checkpoint-every", "10", "--no-pictures", *own.shared, *flags.split()]
+        run += ["--seed", str(seed), "--no-pictures", *own.shared, *flags.split()]
         run += ["--out", str(directory)]
     return Job("experiment.jobs", "command", (script, tuple(run)), directory)
 

@@ -113,7 +113,7 @@ def generate(generator: nn.Module, x: Tensor, same: Tensor, has: Tensor, edges: 
     given = torch.cat([x, x - mean], dim=-1)
     x = generator.embed(given)
     if not isinstance(generator, TransformerGenerator):
-        return generator.fuse(generator.encode(x, has), given)
+        return generator.fuse(generator.encode(x, has), generator.own[0](given))
     here = turn == turn.unsqueeze(1)
     place = sinusoids(x.shape[1], x.shape[2], x.device)
     x = x + (place if edges else place[:1])
@@ -125,7 +125,7 @@ def generate(generator: nn.Module, x: Tensor, same: Tensor, has: Tensor, edges: 
     for layer in generator.encoder.layers:
         x = x + attend(layer.self_attn, layer.norm1(x), seen)
         x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
-    return generator.fuse(x, given)
+    return generator.fuse(x, generator.own[0](given))
 
 
 def attend(attention: nn.MultiheadAttention, x: Tensor, seen: Tensor) -> Tensor:

@@ -337,7 +337,7 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
         about = f"What the classifier's last linear layer reads, of {weights}."
         seen.last_layer = seen.attempt(
             "map of the last layer",
-            lambda: fused_map({"": found.last_layer[rows]}, labels, seen.label_names, about, most=2 * POINTS),
+            lambda: fused_map({"": found.last_layer[rows]}, labels, seen.label_names, about),
         )
 
 
@@ -351,9 +351,7 @@ def _read_network(seen: Insight) -> tuple[Any, list[Dialogue]]:
     return network, [standardise(d) for d in dialogues]
 
 
-def fused_map(
-    fused: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], about: str, most: int = POINTS
-) -> Map:
+def fused_map(fused: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], about: str) -> Map:
     """A map (t-SNE) of features, with the emotion and the modality of each point.
 
     Args:
@@ -361,9 +359,8 @@ def fused_map(
         labels: Classes ``[N]``.
         names: Names of the classes.
         about: Which weights and which layer.
-        most: No more utterances than these, evenly spaced.
     """
-    chosen = np.linspace(0, len(labels) - 1, min(most, len(labels))).astype(int)
+    chosen = np.linspace(0, len(labels) - 1, min(POINTS, len(labels))).astype(int)  # evenly spaced
     points = np.concatenate([np.asarray(f, dtype=float)[chosen] for f in fused.values()])
     there = np.isfinite(points).all(1)
     points = points[there]

@@ -545,7 +545,7 @@ class RunSettings:
         metavar="K",
     )
     checkpoint_every: int = setting(
-        5, Number(int, 1, 100_000), "--checkpoint-every", "epochs between checkpoints to resume from", metavar="N"
+        10, Number(int, 1, 100_000), "--checkpoint-every", "epochs between checkpoints to resume from", metavar="N"
     )
     tensorboard: bool = setting(True, SWITCH, "--tensorboard", "write TensorBoard events")
     pictures: bool = setting(True, SWITCH, "--pictures", "draw the pictures and make the page of a finished run")

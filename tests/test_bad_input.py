@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import train_IEMOCAP
+import utils
 from experiment import flags
 from experiment.run import Run
 from feature_files import write_nine_tuple
@@ -426,7 +427,7 @@ def test_stops_when_the_learning_rate_is_absurd(command, sound, tmp_path, monkey
 def test_keeps_the_last_good_checkpoint_when_the_last_step_of_an_epoch_is_the_bad_one(
     command, sound, tmp_path, monkeypatch, good, number, kept
 ):
-    update, updates = torch.optim.AdamW.step, 0  # one step an epoch: four updates in stage 1, two in stage 2
+    update, updates = utils.AdamW.step, 0  # one step an epoch: four updates in stage 1, two in stage 2
 
     def update_and_spoil(optimizer, *args, **kwargs):
         nonlocal updates
@@ -435,7 +436,7 @@ def test_keeps_the_last_good_checkpoint_when_the_last_step_of_an_epoch_is_the_ba
         if updates > good:
             optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", update_and_spoil)
+    monkeypatch.setattr(utils.AdamW, "step", update_and_spoil)
     status, error = command("--features", sound, "--out", "run", *TWO, "--batch-size", 16)
     assert status == 1 and error.count("\n") == 1 and f"epoch 2 of stage {number}, step 1" in error
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)

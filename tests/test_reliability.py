@@ -167,8 +167,8 @@ def test_ctrl_c_reports_what_there_is_and_the_run_goes_on_to_the_same_bits(stopp
 
 
 def test_a_second_ctrl_c_stops_at_once(features, tmp_path, command, monkeypatch):
-    step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: (interrupt(), interrupt(), step(*a, **k)))
+    step = utils.AdamW.step
+    monkeypatch.setattr(utils.AdamW, "step", lambda *a, **k: (interrupt(), interrupt(), step(*a, **k)))
     status, error = command("--features", features, "--out", tmp_path / "run", *QUICK)
     assert status == 130
     assert error.startswith("Stopped at once.") and f"--resume {tmp_path / 'run'}" in error
