@@ -275,8 +275,8 @@ class ChannelNorm(nn.BatchNorm1d):
         """Normalised channels; see the class."""
         learning = self.training and not self.rests
         if learning and parallel.dealt():
-            mean = parallel.together(parallel.mean_of(x.sum(0), len(x)))
-            variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x)))
+            mean = parallel.together(parallel.mean_of(x.sum(0), len(x), of_all=True))
+            variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x), of_all=True))
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_var.lerp_(variance.detach(), self.momentum)
             self.num_batches_tracked += 1
@@ -697,7 +697,7 @@ def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
 
 def mean(x: Tensor) -> Tensor:
     """The mean of all elements over the batch, 0 of none; of several processes a part of it, see `parallel`."""
-    return parallel.mean_of(x.sum(), x.numel())
+    return parallel.mean_of(x.sum(), x.numel(), of_all=True)
 
 
 def dialogue_edges(

@@ -34,6 +34,7 @@ _device = "cpu"
 _stderr: Any = None  # that of a process which is silent otherwise
 _store: Any = None  # kept by torchrun, so that it outlives every process
 _factor: float | None = None  # within a step: 1, or 0 where this process has no dialogue of the batch
+_share: float | None = None  # within a step: this process's part of the utterances, where none lacks a modality
 
 
 class LostProcessError(TrainingError):
@@ -174,7 +175,7 @@ def deal(loader: DataLoader, augmentation: Any) -> Iterator[tuple[Batch, Batch]]
         loader: Of whole batches, shuffled alike in all processes.
         augmentation: What `Batch.augment` takes.
     """
-    global _factor
+    global _factor, _share
     if size() > 1:
         alike = torch.get_rng_state()
         drawn = torch.Generator()
@@ -192,10 +193,11 @@ def deal(loader: DataLoader, augmentation: Any) -> Iterator[tuple[Batch, Batch]]
         order = batch.mask.sum(1).argsort(descending=True, stable=True)
         mine = order[rank() :: size()]
         _factor = float(len(mine) > 0)
+        _share = None if seen.modality_mask else float(seen.mask[mine].sum() / seen.mask.sum())
         try:
             yield tuple(_rows(each, mine if len(mine) else order[:1], batch.mask) for each in (batch, seen))
         finally:
-            _factor = None
+            _factor = _share = None
             own = torch.get_rng_state()
             torch.set_rng_state(alike)
 
@@ -219,15 +221,19 @@ def _rows(batch: Batch, rows: Tensor, mask: Tensor) -> Batch:
     )
 
 
-def mean_of(total: Tensor, count: float | Tensor) -> Tensor:
+def mean_of(total: Tensor, count: float | Tensor, of_all: bool = False) -> Tensor:
     """This process's part of a mean over the whole batch: the parts of all processes sum up to it.
 
     Args:
         total: The sum over the utterances of this process.
         count: How many they are, or what they weigh; 0 gives a part of 0.
+        of_all: Whether they are all that have some modalities, and count alike: then, where none lacks a modality,
+            processes know each other's counts and need not ask.
     """
     if _factor is None:
         return total / count if count else total
+    if of_all and _share is not None:
+        return _share * total / count if _factor else 0 * total
     counted = summed({"": _factor * float(count)})[""]
     return _factor * total / counted if counted else 0 * total
 

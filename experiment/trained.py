@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from dataloader import Corpus, Standardiser
 from experiment.run_directory import load_tensors, read_config
-from experiment.settings import ClassifierSettings, FusionSettings, Settings
+from experiment.settings import ClassifierSettings, FusionSettings, Settings, read_json
 from files import InputError
 from model import GANFFN, GENERATORS, AdversarialFusion, GraphEmotionClassifier
 
@@ -86,6 +87,14 @@ def load_standardiser(directory: Path) -> Standardiser:
     return Standardiser.from_tensors(tensors)
 
 
+def made_by(directory: Path) -> str | None:
+    """The commit that a run was made by, where its ``config.json`` says so."""
+    try:
+        return re.match(r"[0-9a-f]{7,40}", read_json(directory / "config.json")["git_commit"])[0]
+    except (InputError, LookupError, TypeError):
+        return None
+
+
 def load_weights(module: nn.Module, path: Path, assign: bool = False) -> None:
     """Load what a run saved.
 
@@ -98,6 +107,8 @@ def load_weights(module: nn.Module, path: Path, assign: bool = False) -> None:
         InputError: If the file is not there, is damaged, or is of a network of another shape.
     """
     other = f"{path}: weights of another network; use the modalities, feature widths and flags of the run they are from"
+    if commit := made_by(path.parent.parent):
+        other += f", and its version: commit {commit}"
     tensors = load_tensors(path, module.state_dict().values(), other)
     if not all(x.isfinite().all() for x in tensors.values()):
         raise InputError(f"{path}: weights that are infinite or NaN; the file is damaged")

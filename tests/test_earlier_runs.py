@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import SHORT, corpus, features, moved, same, small_corpus, train, weights, write
 
 import train_IEMOCAP
@@ -156,3 +158,13 @@ def test_a_run_that_says_its_classes_scores_a_file_that_numbers_them(features, t
     run = train(tmp_path / "run", "--features", features, *SHORT, "--label-names", names)
     out = train(tmp_path / "out", "--evaluate", run, "--no-pictures")
     assert list(json.loads((out / "report.json").read_text())["test"]["per_class"]) == names.split(",")
+
+
+def test_weights_of_another_version_name_the_commit_they_are_of(finished, tmp_path, capsys):
+    older = tmp_path / "older"
+    shutil.copytree(finished, older)
+    config = json.loads((older / "config.json").read_text())
+    (older / "config.json").write_text(json.dumps({**config, "git_commit": "0123456789abcdef"}))
+    kept = older / "checkpoints" / "best.safetensors"
+    save_file({f"earlier.{name}": x for name, x in load_file(kept).items()}, kept)
+    assert "and its version: commit 0123456789abcdef" in refusal(capsys, "--evaluate", older)
