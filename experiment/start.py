@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 
 def begin(parse_args: str | Callable[[], object]) -> None:
@@ -21,7 +23,7 @@ def begin(parse_args: str | Callable[[], object]) -> None:
     from files import WriteError, complain, open_streams, say
 
     open_streams()
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # OpenMP reads it when torch loads; see docs/performance.md
+    os.environ.setdefault("GOMP_SPINCOUNT", "100" if cores_are_shared() else "2000")  # read when torch loads
     try:
         (import_module(parse_args).parse_args if isinstance(parse_args, str) else parse_args)()
     except SystemExit as stop:
@@ -31,6 +33,23 @@ def begin(parse_args: str | Callable[[], object]) -> None:
             complain(str(error))
             raise SystemExit(stop.code or 1) from None
         raise
+
+
+def cores_are_shared() -> bool:
+    """Whether other processes keep so many cores busy that threads of this one will have to wait for theirs.
+
+    Threads of OpenMP that wait by spinning keep cores from those they wait for; docs/performance.md has what it costs.
+    """
+    running = []
+    try:
+        for _ in range(5):  # the least of several looks: a process may be awake for a moment
+            running.append(int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0]))
+            time.sleep(0.002)
+    except (OSError, ValueError, IndexError):
+        return False  # no Linux
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(threads) if threads.isdecimal() else len(os.sched_getaffinity(0))
+    return min(running) - 1 + threads > (os.cpu_count() or 1)
 
 
 def ending(work: Callable[[], int | None]) -> int:

@@ -12,7 +12,7 @@ import pytest
 from small import SHORT, corpus, features, train
 
 import train_IEMOCAP
-from experiment import console, run_directory
+from experiment import console, run_directory, start
 
 __all__ = ["corpus", "features"]  # fixtures
 
@@ -116,3 +116,11 @@ def test_config_names_the_commit(features, tmp_path, monkeypatch):
     monkeypatch.setattr(run_directory, "git_commit", lambda: "abc+")
     run = train(tmp_path / "run", "--features", features, *SHORT)
     assert json.loads((run / "config.json").read_text())["git_commit"] == "abc+"
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="asks Linux")
+def test_cores_are_shared_where_there_are_fewer_than_threads_and_other_busy_processes(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    for cores, shared in ((1, True), (1_000_000, False)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert start.cores_are_shared() == shared
