@@ -41,7 +41,6 @@ from files import InputError, complain, replacing
 from synthetic import ceiling, synthetic_corpus
 
 Result = tuple[dict[int, float], float]  # weighted F1 in percent by seed, and seconds a seed
-SCRIPT, BASELINE = "train_IEMOCAP.py", "benchmarks/baselines.py"
 ROWS = {
     "full": "",
     "no-stage-1": "--GAN-epochs 0",
@@ -83,7 +82,7 @@ def job(name: str, flags: str, seed: int, settings: Settings, own: argparse.Name
     run += ["--device", settings.run.device]
     if own.folds:
         run += ["--folds", str(own.folds), "--folds-over", own.folds_over]
-    script = BASELINE if name == "gru" else SCRIPT
+    script = common.BASELINE if name == "gru" else common.SCRIPT
     if name == "gru":
         run += ["--networks", "gru", "--seeds", str(seed), "--out", str(directory)]
     elif (directory / "config.json").exists():
@@ -160,7 +159,7 @@ def table(
         lines.append(
             {
                 "row": name,
-                "flags": flags.get(name, f"{BASELINE} --networks gru"),
+                "flags": flags.get(name, f"{common.BASELINE} --networks gru"),
                 "seeds": len(values),
                 "weighted F1": round(values.mean(), 2),
                 "sd": round(values.std(ddof=1), 2) if len(values) > 1 else np.nan,

@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,10 +24,9 @@ from experiment.evaluation import evaluate
 from experiment.flags import HelpFormatter, Parser, add_settings, flag_type
 from experiment.settings import Settings, contradiction, parse_folds, parse_seeds
 from experiment.start import ending as ending
-from files import InputError, replacing
+from files import replacing
 
-PROJECT = Path(__file__).resolve().parent.parent
-SCRIPT = PROJECT / "train_IEMOCAP.py"
+SCRIPT, BASELINE = "train_IEMOCAP.py", "benchmarks/baselines.py"  # from the project's folder
 DATA = ("--features", "--demo", "--modalities", "--missing", "--text-layers", "--target", "--label-names")
 
 # Flags ----------------------------------------------------------------------------------------------------------------
@@ -92,26 +88,6 @@ def standardised(corpus: Corpus) -> dict[str, list[Dialogue]]:
 
 
 # Runs of other scripts ------------------------------------------------------------------------------------------------
-
-
-def call(name: str, script: str | Path, argv: Sequence[str], jobs: int) -> None:
-    """Run a script of the project with its part of the cores.
-
-    Raises:
-        InputError: If it fails, with what it said last.
-    """
-    ended = subprocess.run(
-        [sys.executable, str(PROJECT / script), *argv],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))},
-    )
-    if ended.returncode == 130:
-        raise KeyboardInterrupt
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
-        raise InputError(f"{name}: {said[-1]}")
 
 
 def finished_runs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,13 +162,14 @@ def context(
     turns: Sequence[int],
     seeds: Sequence[int],
     folds: str,
-    jobs: int,
+    at_once: int,
     flags: Sequence[str],
 ) -> list[str]:
     """F1 by how many turns before it a text encoder reads; the other modalities as the file has them."""
     import common
 
     from experiment.comparison import gain, member_tables, of_tables
+    from experiment.jobs import Job, do_all
 
     corpus, log = feature_files.read(features), folder / "runs.jsonl"
     done, of = common.finished_runs(log), {"data": corpus.sha256, "folds": folds, "flags": list(flags)}
@@ -203,23 +203,28 @@ def context(
             *(f"| {n} | {probes[n]:.2f} |" for n in turns),
         ]
 
-    def score(job: tuple[int, int]) -> dict[str, float]:
-        row, seed = f"context{job[0]}", job[1]
-        if (row, seed) in done:
-            return done[row, seed]["scores"]
-        run = folder / row / f"seed{seed}"
-        new = ["--features", files[job[0]], "--out", run, "--seed", seed, "--no-cuda", "--no-pictures"]
+    scores: dict[tuple[int, int], dict[str, float]] = {}
+    work: dict[str, tuple[int, int]] = {}
+    jobs: dict[str, Job] = {}
+    for n, seed in ((n, seed) for seed in seeds for n in turns):
+        run = folder / f"context{n}" / f"seed{seed}"
+        new = ["--features", files[n], "--out", run, "--seed", seed, "--no-cuda", "--no-pictures"]
         new += [*(["--folds", folds] if folds else []), *flags]
-        again = (run / "config.json").is_file()
-        common.call(f"{row}, seed {seed}", common.SCRIPT, ["--resume", str(run)] if again else map(str, new), jobs)
-        reports = sorted(run.rglob("report.json"))
-        scores = {p.parent.name if folds else "test": json.loads(p.read_text())["test"]["weighted_f1"] for p in reports}
-        common.append(log, {"row": row, "seed": seed, "of": of, "scores": scores})
-        return scores
-
-    work = [(n, seed) for seed in seeds for n in turns]
-    with ThreadPoolExecutor(jobs) as pool:
-        scores = dict(zip(work, pool.map(score, work), strict=True))
+        argv = ["--resume", run] if (run / "config.json").is_file() else new
+        if line := done.get((f"context{n}", seed)):
+            scores[n, seed] = line["scores"]
+        else:
+            work[name := f"context{n}, seed {seed}"] = n, seed
+            jobs[name] = Job("experiment.jobs", "command", (common.SCRIPT, tuple(map(str, argv))), run)
+    for name, result in (do_all(jobs, at_once, None, folder) if jobs else {}).items():
+        if "interrupted" in result:
+            raise KeyboardInterrupt
+        if "failed" in result:
+            raise InputError(f"{name}: {result['failed']}")
+        n, seed = work[name]
+        reports = {p.parent.name if folds else "test": p for p in sorted(jobs[name].directory.rglob("report.json"))}
+        scores[n, seed] = {part: json.loads(p.read_text())["test"]["weighted_f1"] for part, p in reports.items()}
+        common.append(log, {"row": f"context{n}", "seed": seed, "of": of, "scores": scores[n, seed]})
     names = sorted({name for one in scores.values() for name in one})
     rows = [
         f"| turns before | {' | '.join(names)} | mean | sd over seeds | seeds | over {turns[0]}, 95 % interval |",
