@@ -353,8 +353,8 @@ class FusedFeatureGenerator(nn.Module):
         self.build(hidden)
 
     def build(self, hidden: int) -> None:
-        """Make the layer of `encode`."""
-        self.layers = FeedForward(hidden)
+        """Make the layers of `encode`."""
+        self.layers = nn.Sequential(FeedForward(hidden), FeedForward(hidden))
 
     def rest(self) -> None:
         """Let the shared channels stay as they are, whatever the own ones learn."""
