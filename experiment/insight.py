@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -311,34 +313,36 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
     from experiment.attribution import attribute
     from experiment.evaluation import extract_fused
 
-    found = seen.attempt("what decided", lambda: attribute(network, dialogues))
     rows, count = seen.table["row"].to_numpy(), sum(map(len, dialogues))
     if rows[-1] >= count:
         seen.problems.append("what decided: the predictions are not of the dialogues in the data file")
         return
+    weights = (
+        f"checkpoints/best.safetensors (epoch {seen.report.get('best_epoch', 'kept')} of stage 2, weights averaged)"
+    )
+    seen.even = seen.attempt("even losses", lambda: network.fusion.even_losses) or seen.even
+    with ThreadPoolExecutor(2) as pool:  # a map takes seconds, most of them outside of Python
+
+        def map_of(what: str, features: Mapping[str, np.ndarray], about: str) -> Future[Map | None]:
+            labels = seen.table["label"].to_numpy()
+            draw = partial(fused_map, features, labels, seen.label_names, f"{about} of {weights}.")
+            return pool.submit(seen.attempt, f"map of the {what}", draw)
+
+        fused = seen.attempt("fused features", lambda: extract_fused(network.fusion, dialogues)) if maps else None
+        if fused:
+            seen.fused_features = {m: f[rows] for m, f in fused.items()}
+            fused = map_of("fused features", seen.fused_features, "Generators")
+        found = seen.attempt("what decided", lambda: attribute(network, dialogues))
+        if found and maps:
+            read = {"": found.last_layer[rows]}
+            seen.last_layer = map_of("last layer", read, "What the classifier's last linear layer reads,").result()
+        seen.fused = fused.result() if fused else None
     if found:
         seen.modalities = {m: change[rows] for m, change in found.modalities.items()}
         if len(rows) == count:  # else neighbours may have no label, and are not shown
             seen.neighbours = found.neighbours
         else:
             seen.problems.append(f"{count - len(rows)} utterances without a label, and what neighbours decided")
-    seen.even = seen.attempt("even losses", lambda: network.fusion.even_losses) or seen.even
-    if not maps:
-        return
-    labels, epoch = seen.table["label"].to_numpy(), seen.report.get("best_epoch", "kept")
-    weights = f"checkpoints/best.safetensors (epoch {epoch} of stage 2, weights averaged)"
-    seen.fused_features = seen.attempt("fused features", lambda: extract_fused(network.fusion, dialogues)) or {}
-    seen.fused_features = fused = {m: f[rows] for m, f in seen.fused_features.items()}
-    if fused:
-        seen.fused = seen.attempt(
-            "map of the fused features", lambda: fused_map(fused, labels, seen.label_names, f"Generators of {weights}.")
-        )
-    if found:
-        about = f"What the classifier's last linear layer reads, of {weights}."
-        seen.last_layer = seen.attempt(
-            "map of the last layer",
-            lambda: fused_map({"": found.last_layer[rows]}, labels, seen.label_names, about),
-        )
 
 
 def _read_network(seen: Insight) -> tuple[Any, list[Dialogue]]:
