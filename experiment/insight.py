@@ -321,7 +321,7 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
         f"checkpoints/best.safetensors (epoch {seen.report.get('best_epoch', 'kept')} of stage 2, weights averaged)"
     )
     seen.even = seen.attempt("even losses", lambda: network.fusion.even_losses) or seen.even
-    with ThreadPoolExecutor(2) as pool:  # a map takes seconds, most of them outside of Python
+    with ThreadPoolExecutor(2, initializer=partial(threadpool_limits, 1)) as pool:  # seconds a map, few of Python
 
         def map_of(what: str, features: Mapping[str, np.ndarray], about: str) -> Future[Map | None]:
             labels = seen.table["label"].to_numpy()
