@@ -57,6 +57,17 @@ class Dialogue:
         order = {name: min(i, MOST_SPEAKERS - 1) for i, name in enumerate(dict.fromkeys(self.speakers))}
         return np.array([order[name] for name in self.speakers], dtype=np.int64)
 
+    def first(self, turns: int) -> Dialogue:
+        """Its first utterances, so many at most."""
+        return replace(
+            self,
+            features={m: x[:turns] for m, x in self.features.items()},
+            labels=self.labels[:turns],
+            speakers=self.speakers[:turns],
+            sentences=self.sentences[:turns],
+            utterances=self.utterances[:turns],
+        )
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -80,6 +80,7 @@ GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
 WARM_UP = 0.1  # part of stage 1 in which its learning rate rises
+GLANCE = 100  # turns of a dialogue that the averaged weights are tried on
 
 # The method ----------------------------------------------------------------------------------------------------------
 
@@ -272,6 +273,7 @@ def train_classifier(
     )
     parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}
     done = run.restore("classifier", parts)
+    glance = min(data["train"], key=len).first(GLANCE)
     for epoch in run.epochs("stage 2", done, flags.epochs):
         started = time.perf_counter()
         network.train()
@@ -309,7 +311,7 @@ def train_classifier(
                 }
                 finite(torch.tensor(row[f"{split}_loss"]), f"{where}, on {split}")
         # Without validation nothing else looks at what the averaged weights say before they are kept.
-        finite(torch.from_numpy(evaluate(average.module, [min(data["train"], key=len)])[1]).sum(), where, "output")
+        finite(torch.from_numpy(evaluate(average.module, [glance])[1]).sum(), where, "output")
         if best_epoch([*run.history["classifier"], row]) == epoch:
             run.keep(average.module.state_dict())
         row |= {"gradient_norm": float(np.mean(norms)), "learning_rate": schedule.get_last_lr()[0]}

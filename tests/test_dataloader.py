@@ -94,6 +94,15 @@ def test_a_standardised_corpus_is_no_second_copy(corpus):
     assert held < sum(d.features["text"].nbytes for d in standardised) / 10
 
 
+def test_the_first_turns_of_a_dialogue_are_a_dialogue(corpus):
+    dialogue = corpus.split("train")[0]
+    part = Standardiser.fit(corpus.split("train"))(dialogue).first(3)
+    batch = dataloader.collate([part])
+    assert batch.mask.shape == (1, 3) and batch.labels[0].tolist() == dialogue.labels[:3].tolist()
+    assert part.speakers == dialogue.speakers[:3] and part.utterances == dialogue.utterances[:3]
+    assert len(dialogue.first(10_000)) == len(dialogue)
+
+
 def test_a_constant_column_stays_finite(corpus):
     flat = [replace(d, features={"text": np.full((len(d), 3), 7, np.float32)}) for d in corpus.split("train")]
     assert not Standardiser.fit(flat)(flat[0]).features["text"].any()
