@@ -93,7 +93,7 @@ class DialogueState:
         relative = x - (total / count).to(x.dtype)
         turn = torch.cat([x, relative]).unsqueeze(0)
         encoded = generator.encode(generator.embed(turn), torch.ones(1, 1, dtype=torch.bool, device=x.device))
-        return generator.fuse(encoded, turn).squeeze(0)
+        return generator.fuse(encoded, generator.own[0](turn)).squeeze(0)
 
     def _speaker_layer(
         self, layer: SpeakerLayer, at: tuple[str, int], x: Tensor, speaker: int, after: list[Callable[[], None]]
