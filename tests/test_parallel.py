@@ -83,8 +83,8 @@ def together(out, *argvs, before=lambda rank: None):
 def alike(one, other):
     """Whether weights are the same but for what nothing depends on.
 
-    What shifts all of a discriminator's logits alike cancels out of its loss; what moves that is rounding. Of a gradient
-    that is next to nothing, Adam makes up to a step (1e-3) of whatever rounding has left, a tenth of one here.
+    What shifts all of a discriminator's logits alike cancels out of its loss; what moves that is rounding. And where a
+    gradient is next to nothing, Adam makes a tenth of a step (1e-3) of the rounding in it.
     """
     told = [name for name in one if not ("discriminators" in name and name.endswith("bias"))]
     return all((one[name] - other[name]).abs().max() < 2e-4 for name in told)
