@@ -365,8 +365,9 @@ class Batch:
         """
         if not noise:
             return self
-        size = {m: noise * self.has(m).unsqueeze(-1) for m in self.features}
-        features = {m: torch.randn(x.shape).mul_(size[m]).add_(x) for m, x in self.features.items()}
+        features = {
+            m: torch.randn(x.shape).mul_(noise * self.has(m).unsqueeze(-1)).add_(x) for m, x in self.features.items()
+        }
         return replace(self, features=features)
 
     def drop_utterances(self, share: float) -> Batch:

@@ -604,14 +604,13 @@ class AdversarialFusion(nn.Module):
             gamma: Weight of the gradient penalties R1 and R2, which only the relativistic game has.
         """
         shared = torch.stack(list(self.shared(batch, fused).values())).detach().requires_grad_()  # [M, N, channels]
-        squares: dict[str, Tensor] = {}
 
         def loss(k: str) -> Tensor:
             logits = self.discriminators[k](shared)
             on = dict(zip(self.generators, logits, strict=True))
             if self.relativistic:
                 (slopes,) = torch.autograd.grad(logits.sum(), shared, create_graph=True)
-                squares.update(zip(self.generators, slopes.square().sum(-1), strict=True))
+                squares = dict(zip(self.generators, slopes.square().sum(-1), strict=True))
 
             def against(m: str) -> Tensor:
                 own, other = (having(on[i], batch, m, k) for i in (k, m))

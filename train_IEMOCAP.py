@@ -362,9 +362,10 @@ def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str,
     network = build_network(config["corpus"], settings.fusion, settings.classifier).to(settings.run.device)
     if stage == 1:
         load_weights(network.fusion, fusion_weights(directory))
+        fuse = network.fusion.export
     else:
         load_weights(network, best_weights(directory))
-    fuse = network.fusion.export if stage == 1 else network.encoded
+        fuse = network.encoded
     made = {"fused_features": FUSED[stage], **{name: config.get(name) for name in ("seed", "git_commit", "features")}}
     made |= {"settings": config["settings"]["fusion"], "splits": {s: len(ids) for s, ids in config["splits"].items()}}
     fused = fused_corpus(network, fuse, load_standardiser(directory), corpus)

@@ -88,7 +88,6 @@ def job(name: str, flags: str, seed: int, settings: Settings, own: argparse.Name
     elif (directory / "config.json").exists():
         run = ["--resume", str(directory)]
     else:
-        # A state is 100 MB: written every epoch, those of many runs would take longer than what a stop loses.
         run += ["--seed", str(seed), "--no-pictures", *own.shared, *flags.split()]
         run += ["--out", str(directory)]
     return Job("experiment.jobs", "command", (script, tuple(run)), directory)

@@ -216,15 +216,18 @@ def context(
         else:
             work[name := f"context{n}, seed {seed}"] = n, seed
             jobs[name] = Job("experiment.jobs", "command", (common.SCRIPT, tuple(map(str, argv))), run)
-    for name, result in (do_all(jobs, at_once, None, folder) if jobs else {}).items():
-        if "interrupted" in result:
-            raise KeyboardInterrupt
-        if "failed" in result:
-            raise InputError(f"{name}: {result['failed']}")
+    results = do_all(jobs, at_once, None, folder) if jobs else {}
+    for name, result in results.items():
+        if {"failed", "interrupted"} & result.keys():
+            continue
         n, seed = work[name]
         reports = {p.parent.name if folds else "test": p for p in sorted(jobs[name].directory.rglob("report.json"))}
         scores[n, seed] = {part: json.loads(p.read_text())["test"]["weighted_f1"] for part, p in reports.items()}
         common.append(log, {"row": f"context{n}", "seed": seed, "of": of, "scores": scores[n, seed]})
+    if any("interrupted" in result for result in results.values()):
+        raise KeyboardInterrupt
+    if failed := [f"{name}: {result['failed']}" for name, result in results.items() if "failed" in result]:
+        raise InputError(failed[0])
     names = sorted({name for one in scores.values() for name in one})
     rows = [
         f"| turns before | {' | '.join(names)} | mean | sd over seeds | seeds | over {turns[0]}, 95 % interval |",

@@ -328,15 +328,15 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
             draw = partial(fused_map, features, labels, seen.label_names, f"{about} of {weights}.")
             return pool.submit(seen.attempt, f"map of the {what}", draw)
 
-        fused = seen.attempt("fused features", lambda: extract_fused(network.fusion, dialogues)) if maps else None
-        if fused:
+        fused_map_of = None
+        if maps and (fused := seen.attempt("fused features", lambda: extract_fused(network.fusion, dialogues))):
             seen.fused_features = {m: f[rows] for m, f in fused.items()}
-            fused = map_of("fused features", seen.fused_features, "Generators")
+            fused_map_of = map_of("fused features", seen.fused_features, "Generators")
         found = seen.attempt("what decided", lambda: attribute(network, dialogues))
         if found and maps:
             read = {"": found.last_layer[rows]}
             seen.last_layer = map_of("last layer", read, "What the classifier's last linear layer reads,").result()
-        seen.fused = fused.result() if fused else None
+        seen.fused = fused_map_of.result() if fused_map_of else None
     if found:
         seen.modalities = {m: change[rows] for m, change in found.modalities.items()}
         if len(rows) == count:  # else neighbours may have no label, and are not shown

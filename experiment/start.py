@@ -23,7 +23,6 @@ def begin(parse_args: str | Callable[[], object]) -> None:
     from files import WriteError, complain, open_streams, say
 
     open_streams()
-    os.environ.setdefault("GOMP_SPINCOUNT", "100" if cores_are_shared() else "2000")  # read when torch loads
     try:
         (import_module(parse_args).parse_args if isinstance(parse_args, str) else parse_args)()
     except SystemExit as stop:
@@ -33,6 +32,8 @@ def begin(parse_args: str | Callable[[], object]) -> None:
             complain(str(error))
             raise SystemExit(stop.code or 1) from None
         raise
+    if "GOMP_SPINCOUNT" not in os.environ:  # OpenMP reads it when torch loads
+        os.environ["GOMP_SPINCOUNT"] = "100" if cores_are_shared() else "2000"
 
 
 def cores_are_shared() -> bool:
