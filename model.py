@@ -137,7 +137,7 @@ class SpeakerRecurrence(nn.Module):
             for values in (1 - gate, gate * self.candidate(x))
         )
         states = gated_recurrence(keep, update).flatten(0, 1)
-        mine = states[own].view_as(x)
+        mine = states.index_select(0, own).view_as(x)
         every = F.embedding_bag(rows.flatten(0, 1), states, mode="sum").view_as(x)
         return torch.cat([mine, every - mine], dim=-1)
 
@@ -198,17 +198,26 @@ class SpeakerEncoder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """The encoded features; see the class."""
-        nodes = x[mask]
+        nodes = real(x, mask)
         for block in self.blocks:
             nodes = block(nodes, mask, speakers)
         return padded(self.norm(nodes), mask)
 
 
+def real(x: Tensor, mask: Tensor) -> Tensor:
+    """Real utterances ``[N, d]`` of ``[B, T, d]``: ``x[mask]``, whose gradient several threads would add up slowly."""
+    return x.flatten(0, 1).index_select(0, places(mask))
+
+
 def padded(x: Tensor, mask: Tensor) -> Tensor:
     """Real utterances ``[N, d]`` at their places in dialogues, 0 elsewhere, ``[B, T, d]``."""
-    result = x.new_zeros(*mask.shape, x.shape[-1])
-    result[mask] = x
-    return result
+    result = x.new_zeros(mask.numel(), x.shape[-1])
+    return result.index_copy(0, places(mask), x).view(*mask.shape, -1)
+
+
+def places(mask: Tensor) -> Tensor:
+    """Which turns of all dialogues, one after the other, are real utterances, ``[N]``."""
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def speaker_means(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
@@ -241,7 +250,7 @@ def speaker_relative(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = F
         x, result: ``[B, T, d]``; mask, speakers: ``[B, T]``. Arguments are those of `speaker_means`.
     """
     means, whose = speaker_means(x, mask, speakers, causal)
-    return padded(x[mask] - means[whose], mask)
+    return padded(real(x, mask) - means.index_select(0, whose), mask)
 
 
 def relative_linear(layer: nn.Linear, x: Tensor, means: Tensor, whose: Tensor) -> Tensor:
@@ -253,7 +262,7 @@ def relative_linear(layer: nn.Linear, x: Tensor, means: Tensor, whose: Tensor) -
         x: ``[N, d]``; means, whose: as `speaker_means` has them; result: ``[N, layer.out_features]``.
     """
     plain, relative = layer.weight.chunk(2, dim=1)
-    return F.linear(x, plain + relative, layer.bias) - F.linear(means, relative)[whose]
+    return F.linear(x, plain + relative, layer.bias) - F.linear(means, relative).index_select(0, whose)
 
 
 class ChannelNorm(nn.BatchNorm1d):
@@ -373,7 +382,7 @@ class FusedFeatureGenerator(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Fused features of the modality; see the class."""
-        given = x[mask], *speaker_means(x, mask, speakers, self.causal)
+        given = real(x, mask), *speaker_means(x, mask, speakers, self.causal)
         encoded = self.encode(relative_linear(self.embed, *given), mask)
         return padded(self.fuse(encoded, relative_linear(self.own[0], *given)), mask)
 
@@ -593,7 +602,7 @@ class AdversarialFusion(nn.Module):
 
     def shared(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The shared channels of the real utterances, ``[N, SHARED_CHANNELS]`` each."""
-        return {m: f[..., :SHARED_CHANNELS][batch.mask] for m, f in fused.items()}
+        return {m: real(f[..., :SHARED_CHANNELS], batch.mask) for m, f in fused.items()}
 
     def discriminator_losses(self, batch: Batch, fused: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
         """Loss of each discriminator, the mean over the other modalities' generators; no generator gets a gradient.
@@ -635,7 +644,7 @@ class AdversarialFusion(nn.Module):
             fused: What `forward` made of the same utterances.
         """
         names = self.loss_weights(1.0)
-        rows = {m: f[batch.mask] for m, f in fused.items()}
+        rows = {m: real(f, batch.mask) for m, f in fused.items()}
         return {m: {name: getattr(self, f"{name}_loss")(m, batch, rows) for name in names} for m in self.generators}
 
     def over_others(self, m: str, loss: Callable[[str], Tensor]) -> Tensor:
@@ -665,7 +674,7 @@ class AdversarialFusion(nn.Module):
             losses = []
             for s_m, s_k, both, own in zip(*each, strict=True):
                 logits = (s_m @ s_k.transpose(1, 2) / self.TEMPERATURE).masked_fill(~both.unsqueeze(1), -1e4)
-                losses.append(F.cross_entropy(logits[both], own[both], reduction="none"))
+                losses.append(F.cross_entropy(real(logits, both), own[both], reduction="none"))
             return mean(torch.cat(losses))
 
         return self.over_others(m, among)
@@ -674,7 +683,7 @@ class AdversarialFusion(nn.Module):
         """How far the other modalities' features are from what a linear map makes of s_m."""
 
         def into(k: str) -> Tensor:
-            x, made = batch.features[k][batch.mask], self.translators[k](rows[m][:, :SHARED_CHANNELS])
+            x, made = real(batch.features[k], batch.mask), self.translators[k](rows[m][:, :SHARED_CHANNELS])
             x, made = having(x, batch, m, k), having(made, batch, m, k)
             return mean(F.smooth_l1_loss(made, x, reduction="none"))
 
@@ -682,7 +691,7 @@ class AdversarialFusion(nn.Module):
 
     def reconstruction_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How far x_m is from what a linear map makes of f_m."""
-        x = batch.features[m][batch.mask]
+        x = real(batch.features[m], batch.mask)
         rebuilt, given = having(self.decoders[m](rows[m]), batch, m), having(x, batch, m)
         return mean(F.smooth_l1_loss(rebuilt, given, reduction="none"))
 
@@ -770,7 +779,7 @@ class RelationalConvolution(nn.Module):
         result = torch.addmm(self.bias, x, self.root)
         for speaker, matrix in enumerate(maps.reshape(self.num_speakers, -1, self.root.shape[1])):
             own = (speakers == speaker).nonzero().squeeze(1)
-            result = result.index_add(0, own, means[own] @ matrix)
+            result = result.index_add(0, own, means.index_select(0, own) @ matrix)
         return result
 
 
@@ -849,7 +858,7 @@ class GraphEmotionClassifier(nn.Module):
 
     def views(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
         """Each utterance beside what the graph says of it, ``[N, …]``."""
-        nodes = self.dropout(x[mask])  # [N, d]
+        nodes = self.dropout(real(x, mask))  # [N, d]
         views = [nodes]
         if self.convolutions:
             edge_index, edge_type = dialogue_edges(mask, speakers, *self.window, self.num_speakers)
@@ -859,7 +868,7 @@ class GraphEmotionClassifier(nn.Module):
                 convolved = convolved + self.dropout(F.gelu(norm(heard)))
             views.append(convolved)
         if self.attention is not None:
-            views.append(self.attention(padded(views[-1], mask), mask)[mask])
+            views.append(real(self.attention(padded(views[-1], mask), mask), mask))
         return torch.cat(views, dim=-1)
 
 

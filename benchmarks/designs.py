@@ -1,0 +1,239 @@
+"""Stage 1 made otherwise: what each design of it fuses, and what the emotion classifier scores behind it.
+
+    python benchmarks/designs.py --features IEMOCAP_features/IEMOCAP_features.pkl --folds sessions
+    python benchmarks/designs.py --features FILE --designs "as it is,no game" --seeds 0,1
+    python benchmarks/designs.py --features FILE --folds sessions -- --epochs 20
+
+A design is the whole method with one part of stage 1 changed: by flags of ``train_IEMOCAP.py``, or where there is none,
+in the networks. Flags after ``--`` are shared by all. Every seed of a design is a run of ``train_IEMOCAP.py`` in a
+folder of ``--out``; what is finished is not trained again, and what was interrupted goes on. So several of these
+commands with other seeds or designs may share ``--out``, and the last prints everything that is finished.
+
+The table is printed and written to ``designs.csv`` and ``designs.md``: weighted F1, mean ± standard deviation over seeds
+and the mean of every fold; how many of the discriminators of all runs are right on 45 to 75 % of held-out utterances,
+the least and the most; the linear probe; in-dialogue retrieval, the mean over pairs; and what the design scores above
+"none", which has no stage 1, over the seeds that both have: pooled, the 95 % interval of a paired bootstrap over
+dialogues within sessions, and by session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import common
+import numpy as np
+import pandas as pd
+from torch import nn
+
+import model
+import train_IEMOCAP
+from experiment import fusion_quality
+from experiment.comparison import LEVEL, Gain, gain, member_tables, of_tables
+from experiment.flags import Parser
+from experiment.run_directory import write_csv
+from experiment.settings import Settings, read_json
+from files import InputError, TrainingError
+from model import AdversarialFusion, FeedForward, FusedFeatureGenerator
+
+EVEN = (45, 75)  # percent of held-out utterances that a discriminator may be right on: a game that is one
+NONE = "none"
+
+# The designs ----------------------------------------------------------------------------------------------------------
+
+
+class Shallow(FusedFeatureGenerator):
+    """G_m with one feed-forward layer."""
+
+    def build(self, hidden: int) -> None:
+        """Make the layers of `encode`."""
+        self.layers = nn.Sequential(FeedForward(hidden))
+
+
+class NeverAtRest(FusedFeatureGenerator):
+    """G_m whose shared channels go on learning in stage 2."""
+
+    def rest(self) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """One way to make stage 1.
+
+    Attributes:
+        flags: Of ``train_IEMOCAP.py``.
+        generator: In the place of the feed-forward kind.
+        weights: Of the generators' losses, in the place of those that `AdversarialFusion` has.
+        shared_channels: How many channels discriminators see.
+    """
+
+    flags: str = ""
+    generator: type[FusedFeatureGenerator] | partial = FusedFeatureGenerator
+    weights: Mapping[str, float] = field(default_factory=dict)
+    shared_channels: int = model.SHARED_CHANNELS
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """The networks are so made within."""
+        changed = {
+            "weights": mock.patch.dict(AdversarialFusion.WEIGHTS, self.weights),
+            "generator": mock.patch.dict(
+                model.GENERATORS, {"feed-forward": partial(self.generator, shared_channels=self.shared_channels)}
+            ),
+            "channels": mock.patch.object(model, "SHARED_CHANNELS", self.shared_channels),
+            "seen": mock.patch.object(fusion_quality, "SHARED_CHANNELS", self.shared_channels),
+        }
+        with contextlib.ExitStack() as stack:
+            for change in changed.values():
+                stack.enter_context(change)
+            yield
+
+
+DESIGNS = {
+    "as it is": Design(),
+    NONE: Design("--GAN-epochs 0"),
+    "no game": Design(weights={"adversarial": 0.0}),
+    "game of weight 30": Design(weights={"adversarial": 30.0}),
+    "no InfoNCE": Design(weights={"contrastive": 0.0}),
+    "the reference's loss": Design("--GAN-loss reference"),
+    "linear": Design("--generator linear"),
+    "transformer": Design("--generator transformer"),
+    "32 shared channels": Design(shared_channels=32),
+    "shared channels go on learning": Design(generator=NeverAtRest),
+    "128 wide": Design(generator=partial(FusedFeatureGenerator, hidden=128)),
+    "one feed-forward layer": Design(generator=Shallow),
+    "20 epochs": Design("--GAN-epochs 20"),
+}
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+def run_directory(name: str, seed: int, own: argparse.Namespace) -> Path:
+    """Where a seed of a design is trained."""
+    return own.out / name.replace(" ", "-").replace("'", "") / f"seed{seed}"
+
+
+def finished(directory: Path) -> bool:
+    """Whether the run is over."""
+    several = read_json(directory / "config.json").get("plan") if (directory / "config.json").exists() else None
+    return (directory / ("summary.json" if several else "report.json")).exists()
+
+
+def train(name: str, seed: int, settings: Settings, own: argparse.Namespace) -> None:
+    """Train what is not finished of one seed of a design.
+
+    Raises:
+        TrainingError: If the run failed.
+    """
+    directory = run_directory(name, seed, own)
+    if finished(directory):
+        return
+    if (directory / "config.json").exists():
+        argv = ["--resume", str(directory)]
+    else:
+        argv = ["--demo"] if settings.data.demo else ["--features", settings.data.features]
+        argv += ["--folds", str(own.folds), "--folds-over", own.folds_over] if own.folds else []
+        argv += ["--seed", str(seed), "--device", settings.run.device, "--no-tensorboard", "--no-pictures"]
+        argv += ["--out", str(directory), *own.flags, *DESIGNS[name].flags.split()]
+    with DESIGNS[name](), contextlib.redirect_stdout(io.StringIO()):
+        status = train_IEMOCAP.main(argv)
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise TrainingError(f"{name}, seed {seed}: failed; what is finished is kept, and the same command goes on")
+    print(f"{name}, seed {seed}: done", flush=True)
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def reports(directory: Path) -> list[dict[str, Any]]:
+    """What each fold's report says, or that of the one run."""
+    return [read_json(path) for path in sorted(directory.glob("fold*/report.json"))] or [
+        read_json(directory / "report.json")
+    ]
+
+
+def above_none(name: str, seeds: Sequence[int], own: argparse.Namespace) -> Gain | None:
+    """What a design scores above no stage 1 over the seeds that both have."""
+    both = [seed for seed in seeds if finished(run_directory(NONE, seed, own))]
+    if name == NONE or not both:
+        return None
+    one, other = (
+        of_tables([t for s in both for t in member_tables(run_directory(each, s, own))], each, str(own.out))
+        for each in (name, NONE)
+    )
+    return gain(one, other)
+
+
+def line(name: str, seeds: Sequence[int], own: argparse.Namespace) -> dict[str, Any]:
+    """A design's line in the table."""
+    found = [reports(run_directory(name, seed, own)) for seed in seeds]
+    f1 = np.array([[report["test"]["weighted_f1"] for report in each] for each in found])
+    row = {"design": name, "seeds": len(seeds), "weighted F1": common.mean_and_deviation(f1.mean(1).tolist())}
+    row["by fold"] = ", ".join(f"{x:.1f}" for x in f1.mean(0))
+    fused = [[report["fusion"] for report in each] for each in found]
+    if fused[0][0]:
+        right = np.array([list(x["discriminator_accuracy"].values()) for each in fused for x in each])
+        even = int(((right >= EVEN[0]) & (right <= EVEN[1])).sum())
+        row["discriminators in 45–75 %"] = f"{even} of {right.size} ({right.min():.0f}–{right.max():.0f})"
+        row["linear probe"] = f"{np.mean([x['modality_probe'] for each in fused for x in each]):.1f}"
+        rank = np.array([[np.mean(list(x["retrieval"].values())) for x in each] for each in fused]).mean(0)
+        row["retrieval"] = ", ".join(f"{x:.1f}" for x in rank)
+    if over := above_none(name, seeds, own):
+        row["less none"] = f"{over.difference:+.2f} [{over.low:+.2f}, {over.high:+.2f}]"
+        row["less none, by session"] = ", ".join(f"{x:+.1f}" for x in over.sessions.values())
+    return row
+
+
+# The script -----------------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> Parser:
+    """All flags."""
+    parser = common.make_parser("Stage 1 made otherwise.", ("--features", "--demo", "--device"))
+    common.add_seeds(parser, "0,1,2,3,4,5,6,7,8,9")
+    common.add_folds(parser)
+    parser.add_argument("--designs", metavar="LIST", default=",".join(DESIGNS), help=f"among {', '.join(DESIGNS)}")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/designs"), help="where all goes")
+    parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="flags of train_IEMOCAP.py for every run")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script. Returns the exit status: 0, 1 if training failed, 2 for bad input, 130 if interrupted."""
+    settings, own = common.parse(build_parser(), argv)
+    return common.ending(lambda: compare(settings, own))
+
+
+def compare(settings: Settings, own: argparse.Namespace) -> None:
+    """Train what is not trained yet; write the table."""
+    names = list(dict.fromkeys(own.designs.split(",")))
+    if unknown := [name for name in names if name not in DESIGNS]:
+        raise InputError(f"--designs {unknown[0]!r:.60}: no such design; choose among {', '.join(DESIGNS)}")
+    for name in names:
+        for seed in own.seeds:
+            train(name, seed, settings, own)
+    lines = []
+    for name in DESIGNS:
+        there = sorted(int(each.name[4:]) for each in run_directory(name, 0, own).parent.glob("seed*"))
+        if seeds := [seed for seed in there if finished(run_directory(name, seed, own))]:
+            lines.append(line(name, seeds, own))
+    rows = pd.DataFrame(lines).rename(columns={"less none": f"less none [{LEVEL} % interval]"})
+    write_csv(own.out / "designs.csv", rows)
+    text = common.markdown(rows)
+    common.write_text(own.out / "designs.md", text)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
