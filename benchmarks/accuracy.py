@@ -53,15 +53,15 @@ ROWS = {
     "no-windows": "--graph-layers 0",
     "epoch-by-validation": "--valid 0.1",
     "undisturbed": "--noise 0 --drop-utterances 0",
-    "narrow": "--fused-channels 128 --lr 1e-3",
+    "wide": "--fused-channels 256 --lr 5e-4",
     "attention": "--attention",
     "no-session-shares": "--no-session-logit-adjustment",
     "class-weight": "--class-weight",
     "focal": "--focal 2",
-    "lr-halved": "--lr 2.5e-4",
-    "lr-doubled": "--lr 1e-3",
-    "GAN-epochs-halved": "--GAN-epochs 20",
-    "GAN-epochs-doubled": "--GAN-epochs 80",
+    "lr-halved": "--lr 5e-4",
+    "lr-doubled": "--lr 2e-3",
+    "GAN-epochs-halved": "--GAN-epochs 15",
+    "GAN-epochs-doubled": "--GAN-epochs 60",
 }
 
 

@@ -9,11 +9,11 @@ in the networks. Flags after ``--`` are shared by all. Every seed of a design is
 folder of ``--out``; what is finished is not trained again, and what was interrupted goes on. So several of these
 commands with other seeds or designs may share ``--out``, and the last prints everything that is finished.
 
-The table is printed and written to ``designs.csv`` and ``designs.md``: weighted F1, mean ± standard deviation over seeds
-and the mean of every fold; how many of the discriminators of all runs are right on 45 to 75 % of held-out utterances,
-the least and the most; the linear probe; in-dialogue retrieval, the mean over pairs; and what the design scores above
-"none", which has no stage 1, over the seeds that both have: pooled, the 95 % interval of a paired bootstrap over
-dialogues within sessions, and by session.
+The table is printed and written to ``designs.csv`` and ``designs.md``: weighted F1, mean ± standard deviation over
+seeds and the mean of every fold; how many of the discriminators of all runs are right on 45 to 75 % of held-out
+utterances, the least and the most; the linear probe; in-dialogue retrieval, the mean over pairs; and what the design
+scores above "none", which has no stage 1, over the seeds that both have: pooled, the 95 % interval of a paired
+bootstrap over dialogues within sessions, and by session.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def line(name: str, seeds: Sequence[int], own: argparse.Namespace) -> dict[str, 
     f1 = np.array([[report["test"]["weighted_f1"] for report in each] for each in found])
     row = {"design": name, "seeds": len(seeds), "weighted F1": common.mean_and_deviation(f1.mean(1).tolist())}
     row["by fold"] = ", ".join(f"{x:.1f}" for x in f1.mean(0))
-    fused = [[report["fusion"] for report in each] for each in found]
+    fused = [[report.get("fusion") for report in each] for each in found]
     if fused[0][0]:
         right = np.array([list(x["discriminator_accuracy"].values()) for each in fused for x in each])
         even = int(((right >= EVEN[0]) & (right <= EVEN[1])).sum())

@@ -1,0 +1,62 @@
+"""The designs of stage 1 that benchmarks/designs.py compares: each is what its name says, and nothing of it stays."""
+
+import designs  # of benchmarks/
+import pandas as pd
+import pytest
+from small import DIMS, small_corpus, write
+from torch import nn
+
+import model
+from experiment import fusion_quality
+from experiment.settings import Settings
+from experiment.trained import build_network
+
+QUICK = ["--GAN-epochs", "1", "--epochs", "1", "--fused-channels", "16", "--batch-size", "6"]
+SHAPE = {"dims": DIMS, "label_names": ["sad", "happy"], "num_speakers": 2}
+
+
+def made(name):
+    """A design's fusion, and its generator of text."""
+    settings = Settings().replace(fusion__channels=64)
+    with designs.DESIGNS[name]():
+        fusion = build_network(SHAPE, settings.fusion, settings.classifier).fusion
+        return fusion, fusion.generators["text"], dict(fusion.WEIGHTS), fusion_quality.SHARED_CHANNELS
+
+
+def test_designs_change_what_they_say_and_leave_the_method_as_it_was():
+    before = made("as it is")
+    assert made("no game")[2] == {**before[2], "adversarial": 0.0}
+    assert made("no InfoNCE")[2] == {**before[2], "contrastive": 0.0}
+    fusion, generator, _, seen = made("32 shared channels")
+    assert generator.head.out_features == seen == 32 and fusion.translators["text"].in_features == 32
+    assert made("128 wide")[1].embed.out_features == 128
+    assert len(made("one feed-forward layer")[1].layers) == len(before[1].layers) - 1
+    for name, learns in (("as it is", False), ("shared channels go on learning", True)):
+        generator = made(name)[1]
+        generator.rest()
+        assert generator.head.weight.requires_grad is learns
+    after = made("as it is")
+    assert after[2:] == before[2:] == (model.AdversarialFusion.WEIGHTS, model.SHARED_CHANNELS)
+    assert isinstance(after[1].layers, nn.Sequential) and model.GENERATORS["feed-forward"] is type(after[1])
+
+
+def test_the_table_goes_on_where_it_was_stopped_and_compares_with_no_stage_1(tmp_path, capsys):
+    path = write(small_corpus(train=6, test=3), tmp_path / "small.pkl")
+    run = ["--features", str(path), "--device", "cpu", "--out", str(tmp_path / "out"), "--folds", "2"]
+    assert designs.main([*run, "--designs", "none", "--seeds", "0", "--", *QUICK]) == 0
+    assert designs.main([*run, "--designs", "none,no game", "--seeds", "0,1", "--", *QUICK]) == 0
+    assert capsys.readouterr().out.count("none, seed 0: done") == 1
+    table = pd.read_csv(tmp_path / "out" / "designs.csv").set_index("design")
+    assert table["seeds"].to_dict() == {"none": 2, "no game": 2}
+    discriminators = table.loc["no game", "discriminators in 45–75 %"]
+    assert discriminators.split(" of ")[1].startswith("24 ")  # 6 pairs, 2 folds, 2 seeds
+    assert "[" in table.loc["no game", "less none [95 % interval]"] and table["weighted F1"].str.contains("±").all()
+    assert pd.isna(table.loc["none", "retrieval"])
+
+
+def test_bad_input_is_a_line(tmp_path, capsys):
+    assert designs.main(["--demo", "--designs", "none,\x1b[31mlarge", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "no such design; choose among as it is, none" in error and "\x1b" not in error
+    with pytest.raises(SystemExit):
+        designs.main(["--designs", "none"])
