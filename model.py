@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import permutations
 from typing import Any, ClassVar
 
@@ -915,30 +915,37 @@ class GANFFN(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits; see the class."""
+        return self.readings(batch, unimodal=False)[0]
+
+    def readings(self, batch: Batch, unimodal: bool = True) -> list[Tensor]:
+        """Logits by all modalities together, then, if ``unimodal``, by each as if the others were missing."""
         if not self.edges:
-            return padded(self.classify(batch.isolated()).squeeze(1), batch.mask)
-        return self.classify(batch)
+            read = self._readings(batch.isolated(), unimodal)
+            return [padded(logits.squeeze(1), batch.mask) for logits in read]
+        return self._readings(batch, unimodal)
+
+    def _readings(self, batch: Batch, unimodal: bool) -> list[Tensor]:
+        """As `readings`, of the dialogues as they are given."""
+        encoded = self.encoded(batch)
+        among = [tuple(encoded), *((m,) for m in encoded if unimodal and len(encoded) > 1)]
+        return [self.classifier(self.nodes(batch, encoded, some), batch.mask, batch.speakers) for some in among]
 
     def last_layer(self, batch: Batch) -> Tensor:
         """What the classifier's last linear map reads of the real utterances, ``[N, fused_channels]``."""
         batch = batch if self.edges else batch.isolated()
-        return self.classifier.last_layer(self.nodes(batch), batch.mask, batch.speakers)
-
-    def classify(self, batch: Batch) -> Tensor:
-        """Logits of the dialogues as they are given."""
-        return self.classifier(self.nodes(batch), batch.mask, batch.speakers)
+        encoded = self.encoded(batch)
+        return self.classifier.last_layer(self.nodes(batch, encoded, tuple(encoded)), batch.mask, batch.speakers)
 
     def encoded(self, batch: Batch) -> dict[str, Tensor]:
         """Each modality's fused features as its speaker encoder has them, ``[B, T, fused_channels]``."""
         fused = self.fusion(batch)
         return {m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.speaker_encoders.items()} or fused
 
-    def nodes(self, batch: Batch) -> Tensor:
-        """All modalities of each utterance as one, ``[B, T, fused_channels]``."""
-        nodes = self.encoded(batch)
-        has = {m: batch.has(m).unsqueeze(-1) for m in nodes}
-        total = sum(x.masked_fill(~has[m], 0) for m, x in nodes.items())
-        scale = len(nodes) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing
+    def nodes(self, batch: Batch, encoded: Mapping[str, Tensor], modalities: Sequence[str]) -> Tensor:
+        """These modalities of each utterance as one, ``[B, T, fused_channels]``."""
+        has = {m: batch.has(m).unsqueeze(-1) for m in modalities}
+        total = sum(encoded[m].masked_fill(~has[m], 0) for m in modalities)
+        scale = len(encoded) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing
         return total * scale
 
 

@@ -281,11 +281,15 @@ def train_classifier(
         for step, (_, batch) in enumerate(parallel.deal(loader, settings.augmentation), 1):
             batch = batch.to(device)
             where = f"epoch {epoch} of stage 2, step {step}"
-            logits = network(batch)
-            adjusted = logits
+            logits, *unimodal = network.readings(batch) if flags.unimodal_loss else [network(batch)]
+            shift = 0.0
             if adjustment:
-                adjusted = logits + torch.stack([adjustment[i] for i in batch.ids]).unsqueeze(1).to(logits)
-            loss = emotion_loss(adjusted[batch.labelled], batch.labels[batch.labelled], weight, flags.focal)
+                shift = torch.stack([adjustment[i] for i in batch.ids]).unsqueeze(1).to(logits)
+            loss, *others = (
+                emotion_loss((read + shift)[batch.labelled], batch.labels[batch.labelled], weight, flags.focal)
+                for read in (logits, *unimodal)
+            )
+            loss = (loss + flags.unimodal_loss * sum(others)) / (1 + flags.unimodal_loss * len(others))
             optimizer.zero_grad()
             finite(loss, where).backward()
             parallel.sum_gradients(learning)

@@ -13,8 +13,8 @@ Three parts, with the flags after ``--`` given to the method:
 * ``elsewhere``: networks of ``baselines.py`` on raw features and on those that ``--export-fused`` writes, of stage 1
   and of stage 2, with rates chosen for each in the same way: by cross-validation within the training dialogues of the
   first fold, where the method is trained anew.
-* ``subset``: the whole method with all modalities and with one alone: trained on all as it is, trained with
-  ``--drop-modality`` 0.3 of each, and trained on that one alone.
+* ``subset``: the whole method with all modalities and with one alone: trained on all as it is, trained on all with
+  ``--unimodal-loss 0.5``, and trained on that one alone.
 
 Every finished piece, and every rate, leaves a line in ``runs.jsonl`` in ``--out`` and is not computed again. The table,
 mean ± standard deviation over seeds and the mean of every fold, is printed and written to ``fusion.csv`` and
@@ -55,7 +55,7 @@ from files import InputError
 from model import GANFFN, AdversarialFusion
 from train_IEMOCAP import run_seed, train_adversarial_fusion
 
-DROP = 0.3  # of each modality, where a network learns to do without
+UNIMODAL = 0.5  # weight of the loss by each modality alone, where a network learns to do without the others
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of CCA, in mean variances, to choose from
 COMPONENTS = (4, 8, 16, 64)  # of CCA, the same
 
@@ -119,10 +119,9 @@ def kinds(settings: Settings, corpus: Corpus) -> dict[str, Corpus]:
 def subset(settings: Settings, corpus: Corpus) -> dict[str, float]:
     """The method's weighted F1 with all modalities, and with one of them."""
     figures: dict[str, float] = {}
-    drop = dict.fromkeys(corpus.dims, DROP)
     for name, of_run in {
         "trained on all": settings,
-        f"trained with --drop-modality {DROP:g}": settings.replace(augmentation__drop_modality=drop),
+        f"trained with --unimodal-loss {UNIMODAL:g}": settings.replace(classifier__unimodal_loss=UNIMODAL),
     }.items():
         score = scored(of_run, corpus)
         figures[f"whole, {name}"] = score(None)

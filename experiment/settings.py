@@ -468,6 +468,14 @@ class ClassifierSettings:
         "exponent of the focal loss (arXiv 1708.02002); 0 is cross entropy; above it, hard utterances weigh more",
         metavar="GAMMA",
     )
+    unimodal_loss: float = setting(
+        0.0,
+        Number(float, 0, 1e3),
+        "--unimodal-loss",
+        "weight of the loss of what the network says by each modality alone, beside that of all together; for models "
+        "that must do without the others later",
+        metavar="W",
+    )
     session_logit_adjustment: bool = setting(
         True,
         SWITCH,
