@@ -1,12 +1,12 @@
-"""What missing modalities cost, and what training with ``--drop-modality`` saves of it.
+"""What missing modalities cost, and what training with ``--drop-modality`` or ``--unimodal-loss`` saves of it.
 
     python benchmarks/missing.py --demo
     python benchmarks/missing.py --features FILE --seeds 0,1,2 --csv missing.csv
     python benchmarks/missing.py --demo -- --epochs 20 --no-cuda
 
-For each seed two models are trained by ``train_IEMOCAP.py``, with the flags after ``--``: one as it is, and one with
-``--drop-modality``. Both are then scored on the test split while a modality is missing from a growing share of its
-utterances, the same for both. Prints a Markdown table.
+For each seed three models are trained by ``train_IEMOCAP.py``, with the flags after ``--``: one as it is, one with
+``--drop-modality`` and one with ``--unimodal-loss``. All are then scored on the test split while a modality is missing
+from a growing share of its utterances, the same for all. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from experiment.settings import Number, Probabilities, Settings
 from experiment.trained import best_weights, build_network, load_standardiser, load_weights, shape_of
 from train_IEMOCAP import run_seed
 
-MODELS = ("as it is", "--drop-modality")
+MODELS = ("as it is", "--drop-modality", "--unimodal-loss")
 
 
 def without(dialogues: Sequence[Dialogue], modality: str, share: float, seed: int) -> list[Dialogue]:
@@ -99,6 +99,10 @@ def build_parser() -> Parser:
         metavar="LIST",
         help="what the second model is trained with (default: 0.3 for each modality there is)",
     )
+    weight = flag_type(Number(float, 0, 1e3, above=True).parse)
+    parser.add_argument(
+        "--unimodal-loss", type=weight, metavar="W", default=0.5, help="what the third model is trained with"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every seed's figures there too")
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="after --: more flags for train_IEMOCAP.py")
     return parser
@@ -119,14 +123,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_all(settings: Settings, own: argparse.Namespace, drop: dict[str, float], results: list[pd.DataFrame]) -> None:
-    """Train both models for every seed; their rows go into ``results``, and into ``drop`` what it is by default."""
+    """Train the models for every seed; their rows go into ``results``, and into ``drop`` what it is by default."""
     settings, corpus = common.prepare(settings)
     drop |= {} if drop else dict.fromkeys(corpus.dims, 0.3)
     if own.csv:
         write_csv(own.csv, [])  # refused now rather than after the training
     for seed in own.seeds:
-        for model, shares in zip(MODELS, (None, drop), strict=True):
-            of_run = settings.replace(run__seed=seed, augmentation__drop_modality=shares)
+        of_seed = settings.replace(run__seed=seed)
+        changed = {"augmentation__drop_modality": drop}, {"classifier__unimodal_loss": own.unimodal_loss}
+        for model, changes in zip(MODELS, ({}, *changed), strict=True):
+            of_run = of_seed.replace(**changes)
             rows = pd.DataFrame(run(of_run, corpus, own.shares)).assign(model=model)
             results.append(rows)
             whole = rows["weighted_f1"].iloc[0]

@@ -141,6 +141,7 @@ REACHES = {
     "classifier.graph_layers": (["--graph-layers", "3"], appears("classifier.convolutions.2.root", (16, 16))),
     "classifier.attention": (["--attention"], appears("classifier.attention.query.weight", (16, 16))),
     "classifier.focal": (["--focal", "2"], learnt()),
+    "classifier.unimodal_loss": (["--unimodal-loss", "0.5"], learnt()),
     "classifier.session_logit_adjustment": (["--no-session-logit-adjustment"], learnt()),
     "classifier.class_weight": (["--class-weight"], learnt()),
     "augmentation.noise": (["--noise", "0"], learnt()),

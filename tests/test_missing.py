@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import missing  # of benchmarks/
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +16,7 @@ from dataloader import Standardiser, collate
 from experiment.run import Run
 from feature_files import inspect, read, write_nine_tuple
 from files import InputError
-from model import GANFFN, AdversarialFusion, GraphEmotionClassifier
+from model import GANFFN, AdversarialFusion, GraphEmotionClassifier, emotion_loss
 from synthetic import synthetic_corpus
 
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
@@ -139,6 +140,36 @@ def test_a_missing_modality_changes_as_much_as_not_having_it(network, corpus):
     assert torch.allclose(seen[0], 3 * heard(network, text))
     nothing = replace(text, modality_mask={m: torch.zeros_like(text.mask) for m in DIMS})
     assert network(nothing).isfinite().all() and not seen[1].any()
+
+
+@pytest.mark.parametrize("windows", [(8, 8), (0, 0)])
+def test_what_is_said_by_one_modality_is_what_is_said_where_the_others_are_missing(batch, windows):
+    torch.manual_seed(0)
+    classifier = GraphEmotionClassifier(16, 6, 2, *windows)
+    network = GANFFN(AdversarialFusion(DIMS, fused_channels=16, context=any(windows)), classifier).eval()
+    whole, *alone = network.readings(batch)
+    assert torch.equal(whole, network(batch))
+    for m, said in zip(DIMS, alone, strict=True):
+        gone = {k: batch.has(k) if k == m else torch.zeros_like(batch.mask) for k in DIMS}
+        assert torch.allclose(said, network(replace(batch, modality_mask=gone)), atol=1e-6), m
+        assert not torch.allclose(said, whole, atol=1e-2)
+    assert len(network.readings(batch, unimodal=False)) == 1
+
+
+def test_the_loss_by_each_modality_alone_weighs_as_told(files, tmp_path, monkeypatch):
+    losses = []
+
+    def watched(*args):
+        losses.append(emotion_loss(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(train_IEMOCAP, "emotion_loss", watched)
+    run = ["--features", str(files / "whole.pkl"), *QUICK, "--epochs", "1", "--unimodal-loss", "0.5"]
+    assert train_IEMOCAP.main([*run, "--out", str(tmp_path / "run")]) == 0
+    whole, *alone = (float(loss) for loss in losses)  # of the one step
+    assert len(alone) == 3
+    told = pd.read_csv(tmp_path / "run" / "history.csv")["train_loss"].item()
+    assert told == pytest.approx((whole + 0.5 * sum(alone)) / 2.5, rel=1e-5)
 
 
 def test_a_party_hears_nothing_at_its_missing_turns(network, batch):
@@ -329,8 +360,8 @@ def test_the_benchmark_prints_a_row_for_each_modality_and_share(files, tmp_path,
     flags = ["--seeds", "0,1", "--shares", "0,1", "--csv", str(tmp_path / "missing.csv"), "--", *QUICK]
     assert missing.main(["--features", str(files / "whole.pkl"), *flags]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| text", "| vis", "| aco"))]
-    assert len(rows) == 6 and all(line.count("±") == 2 for line in rows)
-    assert len((tmp_path / "missing.csv").read_text().splitlines()) == 1 + 2 * 2 * 6
+    assert len(rows) == 6 and all(line.count("±") == 3 for line in rows)
+    assert len((tmp_path / "missing.csv").read_text().splitlines()) == 1 + 2 * 3 * 6
 
 
 def test_inspect_says_how_many_utterances_lack_a_modality(files):
