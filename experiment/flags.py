@@ -35,7 +35,7 @@ WITH_EVALUATE = {
 README_FLAGS = (  # those that matter most
     *("--features", "--modalities", "--valid"),
     *("--GAN-epochs", "--GAN-weight"),
-    *("--epochs", "--lr", "--window-past", "--window-future", "--drop-modality"),
+    *("--epochs", "--lr", "--window-past", "--window-future", "--unimodal-loss"),
     *("--seed", "--device"),
 )
 
