@@ -84,17 +84,13 @@ class Design:
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """The networks are so made within."""
-        changed = {
-            "weights": mock.patch.dict(AdversarialFusion.WEIGHTS, self.weights),
-            "generator": mock.patch.dict(
-                model.GENERATORS, {"feed-forward": partial(self.generator, shared_channels=self.shared_channels)}
-            ),
-            "channels": mock.patch.object(model, "SHARED_CHANNELS", self.shared_channels),
-            "seen": mock.patch.object(fusion_quality, "SHARED_CHANNELS", self.shared_channels),
-        }
-        with contextlib.ExitStack() as stack:
-            for change in changed.values():
-                stack.enter_context(change)
+        made = partial(self.generator, shared_channels=self.shared_channels)
+        with (
+            mock.patch.dict(AdversarialFusion.WEIGHTS, self.weights),
+            mock.patch.dict(model.GENERATORS, {"feed-forward": made}),
+            mock.patch.object(model, "SHARED_CHANNELS", self.shared_channels),
+            mock.patch.object(fusion_quality, "SHARED_CHANNELS", self.shared_channels),
+        ):
             yield
 
 
