@@ -33,11 +33,11 @@ import pandas as pd
 from scipy import stats
 
 from experiment.comparison import LEVEL, Gain, Predictions, gain, member_tables, of_tables
-from experiment.flags import Parser, flag_type
+from experiment.flags import Parser
 from experiment.jobs import Job, do_all
 from experiment.run_directory import write_csv
-from experiment.settings import Number, Settings, read_json
-from files import InputError, complain, replacing
+from experiment.settings import Settings, read_json
+from files import InputError, replacing
 from synthetic import ceiling, synthetic_corpus
 
 Result = tuple[dict[int, float], float]  # weighted F1 in percent by seed, and seconds a seed
@@ -78,19 +78,11 @@ def rows_for(modalities: Sequence[str]) -> dict[str, str]:
 def job(name: str, flags: str, seed: int, settings: Settings, own: argparse.Namespace) -> Job:
     """One seed of a row, or what is left of it, as a job for another process."""
     directory = seed_directory(own, name, seed)
-    run = ["--demo"] if settings.data.demo else ["--features", settings.data.features]
-    run += ["--device", settings.run.device]
-    if own.folds:
-        run += ["--folds", str(own.folds), "--folds-over", own.folds_over]
-    script = common.BASELINE if name == "gru" else common.SCRIPT
     if name == "gru":
-        run += ["--networks", "gru", "--seeds", str(seed), "--out", str(directory)]
-    elif (directory / "config.json").exists():
-        run = ["--resume", str(directory)]
-    else:
-        run += ["--seed", str(seed), "--no-pictures", *own.shared, *flags.split()]
-        run += ["--out", str(directory)]
-    return Job("experiment.jobs", "command", (script, tuple(run)), directory)
+        argv = [*common.data_flags(settings, own), "--networks", "gru", "--seeds", str(seed), "--out", str(directory)]
+        return Job("experiment.jobs", "command", (common.BASELINE, tuple(argv)), directory)
+    argv = common.run_flags(settings, own, seed, directory, [*own.shared, *flags.split()])
+    return Job("experiment.jobs", "command", (common.SCRIPT, tuple(argv)), directory)
 
 
 def figures(name: str, seed: int, own: argparse.Namespace) -> tuple[float, float]:
@@ -186,9 +178,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("runs/accuracy"), help="where runs and tables go"
     )
-    whole = flag_type(Number(int, 1, 1000).parse)
-    parser.add_argument("--jobs", type=whole, default=1, metavar="N", help="runs at once; they share the cores")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler that takes the runs instead")
+    common.add_jobs(parser)
     parser.add_argument("shared", nargs="*", metavar="-- FLAGS", help="flags of train_IEMOCAP.py for every row")
     return parser
 
@@ -259,12 +249,7 @@ def run_rows(
     for (name, seed), line in lines.items():
         if "weighted_f1" in line:
             runs.setdefault(name, {})[seed] = line
-    if any("interrupted" in result for result in results.values()):
-        raise KeyboardInterrupt
-    failed = [f"{spoken}: {result['failed']}" for spoken, result in results.items() if "failed" in result]
-    if failed:
-        complain(f"error: {len(failed)} of {len(lines)} runs failed, the others are finished: {failed[0]}")
-    return int(bool(failed))
+    return common.status_of(results, len(lines))
 
 
 def show(frame: pd.DataFrame, settings: Settings, own: argparse.Namespace, status: int) -> int:

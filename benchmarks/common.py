@@ -22,9 +22,9 @@ import utils
 from dataloader import Corpus, Dialogue, Standardiser
 from experiment.evaluation import evaluate
 from experiment.flags import HelpFormatter, Parser, add_settings, flag_type
-from experiment.settings import Settings, contradiction, parse_folds, parse_seeds
+from experiment.settings import Number, Settings, contradiction, parse_folds, parse_seeds
 from experiment.start import ending as ending
-from files import replacing
+from files import complain, replacing
 
 SCRIPT, BASELINE = "train_IEMOCAP.py", "benchmarks/baselines.py"  # from the project's folder
 DATA = ("--features", "--demo", "--modalities", "--missing", "--text-layers", "--target", "--label-names")
@@ -48,6 +48,13 @@ def add_folds(parser: Parser) -> None:
     """Give a parser the flags of cross-validation."""
     parser.add_argument("--folds", type=flag_type(parse_folds), metavar="K", help="sessions, or a number of folds")
     parser.add_argument("--folds-over", choices=("all", "train"), default="all", help="which dialogues are folded")
+
+
+def add_jobs(parser: Parser) -> None:
+    """Give a parser the flags that say how many runs go at once, and where."""
+    whole = flag_type(Number(int, 1, 1000).parse)
+    parser.add_argument("--jobs", type=whole, default=1, metavar="N", help="runs at once; they share the cores")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler that takes the runs instead")
 
 
 def add_cpu_seconds(parser: Parser) -> None:
@@ -88,6 +95,49 @@ def standardised(corpus: Corpus) -> dict[str, list[Dialogue]]:
 
 
 # Runs of other scripts ------------------------------------------------------------------------------------------------
+
+
+def data_flags(settings: Settings, own: argparse.Namespace) -> list[str]:
+    """The flags of a script that name the data, the device and the folds of a benchmark."""
+    data = ["--demo"] if settings.data.demo else ["--features", settings.data.features]
+    folds = ["--folds", str(own.folds), "--folds-over", own.folds_over] if own.folds else []
+    return [*data, "--device", settings.run.device, *folds]
+
+
+def run_flags(
+    settings: Settings, own: argparse.Namespace, seed: int, directory: Path, flags: Sequence[str]
+) -> list[str]:
+    """The flags of ``train_IEMOCAP.py`` for one seed of a benchmark; of a run that was begun, those that go on with it.
+
+    Args:
+        settings: The data and the device.
+        own: The benchmark's flags.
+        seed: The run's.
+        directory: The run's.
+        flags: More of them.
+    """
+    if (directory / "config.json").exists():
+        return ["--resume", str(directory)]
+    given = [*data_flags(settings, own), "--seed", str(seed), "--no-pictures"]
+    return [*given, *flags, "--out", str(directory)]
+
+
+def status_of(results: Mapping[str, Mapping[str, Any]], count: int) -> int:
+    """1 if one of so many runs has failed, which is said, else 0.
+
+    Args:
+        results: What `experiment.jobs.do_all` returned.
+        count: How many runs there are with those that were finished before.
+
+    Raises:
+        KeyboardInterrupt: If one was stopped.
+    """
+    if any("interrupted" in result for result in results.values()):
+        raise KeyboardInterrupt
+    failed = [f"{name}: {result['failed']}" for name, result in results.items() if "failed" in result]
+    if failed:
+        complain(f"error: {len(failed)} of {count} runs failed, the others are finished: {failed[0]}")
+    return int(bool(failed))
 
 
 def finished_runs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:

@@ -4,10 +4,10 @@
     python benchmarks/designs.py --features FILE --designs "as it is,no game" --seeds 0,1
     python benchmarks/designs.py --features FILE --folds sessions -- --epochs 20
 
-A design is the whole method with one part of stage 1 changed: by flags of ``train_IEMOCAP.py``, or where there is none,
-in the networks. Flags after ``--`` are shared by all. Every seed of a design is a run of ``train_IEMOCAP.py`` in a
-folder of ``--out``; what is finished is not trained again, and what was interrupted goes on. So several of these
-commands with other seeds or designs may share ``--out``, and the last prints everything that is finished.
+A design is the whole method with one part of stage 1 changed, as ``design.py`` has it. Flags after ``--`` are shared by
+all. Every seed of a design is a run of ``train_IEMOCAP.py`` in a folder of ``--out``; what is finished is not trained
+again, and what was interrupted goes on. ``--jobs`` and ``--cluster`` are those of ``train_IEMOCAP.py``. The table has
+all that is finished in ``--out``.
 
 The table is printed and written to ``designs.csv`` and ``designs.md``: weighted F1, mean ± standard deviation over
 seeds and the mean of every fold; how many of the discriminators of all runs are right on 45 to 75 % of held-out
@@ -19,96 +19,24 @@ bootstrap over dialogues within sessions, and by session.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import common
 import numpy as np
 import pandas as pd
-from torch import nn
+from design import DESIGNS, NONE
 
-import model
-import train_IEMOCAP
-from experiment import fusion_quality
 from experiment.comparison import LEVEL, Gain, gain, member_tables, of_tables
 from experiment.flags import Parser
+from experiment.jobs import Job, do_all
 from experiment.run_directory import write_csv
 from experiment.settings import Settings, read_json
-from files import InputError, TrainingError
-from model import AdversarialFusion, FeedForward, FusedFeatureGenerator
+from files import InputError
 
 EVEN = (45, 75)  # percent of held-out utterances that a discriminator may be right on: a game that is one
-NONE = "none"
-
-# The designs ----------------------------------------------------------------------------------------------------------
-
-
-class Shallow(FusedFeatureGenerator):
-    """G_m with one feed-forward layer."""
-
-    def build(self, hidden: int) -> None:
-        """Make the layers of `encode`."""
-        self.layers = nn.Sequential(FeedForward(hidden))
-
-
-class NeverAtRest(FusedFeatureGenerator):
-    """G_m whose shared channels go on learning in stage 2."""
-
-    def rest(self) -> None:
-        """Do nothing."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """One way to make stage 1.
-
-    Attributes:
-        flags: Of ``train_IEMOCAP.py``.
-        generator: In the place of the feed-forward kind.
-        weights: Of the generators' losses, in the place of those that `AdversarialFusion` has.
-        shared_channels: How many channels discriminators see.
-    """
-
-    flags: str = ""
-    generator: type[FusedFeatureGenerator] | partial = FusedFeatureGenerator
-    weights: Mapping[str, float] = field(default_factory=dict)
-    shared_channels: int = model.SHARED_CHANNELS
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """The networks are so made within."""
-        made = partial(self.generator, shared_channels=self.shared_channels)
-        with (
-            mock.patch.dict(AdversarialFusion.WEIGHTS, self.weights),
-            mock.patch.dict(model.GENERATORS, {"feed-forward": made}),
-            mock.patch.object(model, "SHARED_CHANNELS", self.shared_channels),
-            mock.patch.object(fusion_quality, "SHARED_CHANNELS", self.shared_channels),
-        ):
-            yield
-
-
-DESIGNS = {
-    "as it is": Design(),
-    NONE: Design("--GAN-epochs 0"),
-    "no game": Design(weights={"adversarial": 0.0}),
-    "game of weight 30": Design(weights={"adversarial": 30.0}),
-    "no InfoNCE": Design(weights={"contrastive": 0.0}),
-    "the reference's loss": Design("--GAN-loss reference"),
-    "linear": Design("--generator linear"),
-    "transformer": Design("--generator transformer"),
-    "32 shared channels": Design(shared_channels=32),
-    "shared channels go on learning": Design(generator=NeverAtRest),
-    "128 wide": Design(generator=partial(FusedFeatureGenerator, hidden=128)),
-    "one feed-forward layer": Design(generator=Shallow),
-    "20 epochs": Design("--GAN-epochs 20"),
-}
 
 # Runs -----------------------------------------------------------------------------------------------------------------
 
@@ -124,29 +52,11 @@ def finished(directory: Path) -> bool:
     return (directory / ("summary.json" if several else "report.json")).exists()
 
 
-def train(name: str, seed: int, settings: Settings, own: argparse.Namespace) -> None:
-    """Train what is not finished of one seed of a design.
-
-    Raises:
-        TrainingError: If the run failed.
-    """
+def job(name: str, seed: int, settings: Settings, own: argparse.Namespace) -> Job:
+    """What is not finished of one seed of a design, as a job for another process."""
     directory = run_directory(name, seed, own)
-    if finished(directory):
-        return
-    if (directory / "config.json").exists():
-        argv = ["--resume", str(directory)]
-    else:
-        argv = ["--demo"] if settings.data.demo else ["--features", settings.data.features]
-        argv += ["--folds", str(own.folds), "--folds-over", own.folds_over] if own.folds else []
-        argv += ["--seed", str(seed), "--device", settings.run.device, "--no-tensorboard", "--no-pictures"]
-        argv += ["--out", str(directory), *own.flags, *DESIGNS[name].flags.split()]
-    with DESIGNS[name](), contextlib.redirect_stdout(io.StringIO()):
-        status = train_IEMOCAP.main(argv)
-    if status == 130:
-        raise KeyboardInterrupt
-    if status:
-        raise TrainingError(f"{name}, seed {seed}: failed; what is finished is kept, and the same command goes on")
-    print(f"{name}, seed {seed}: done", flush=True)
+    flags = common.run_flags(settings, own, seed, directory, ["--no-tensorboard", *own.flags])
+    return Job("experiment.jobs", "command", ("benchmarks/design.py", (name, *flags)), directory)
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -201,6 +111,7 @@ def build_parser() -> Parser:
     common.add_folds(parser)
     parser.add_argument("--designs", metavar="LIST", default=",".join(DESIGNS), help=f"among {', '.join(DESIGNS)}")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/designs"), help="where all goes")
+    common.add_jobs(parser)
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="flags of train_IEMOCAP.py for every run")
     return parser
 
@@ -211,14 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return common.ending(lambda: compare(settings, own))
 
 
-def compare(settings: Settings, own: argparse.Namespace) -> None:
-    """Train what is not trained yet; write the table."""
+def compare(settings: Settings, own: argparse.Namespace) -> int:
+    """Train what is not trained yet; write the table. Returns 1 if a run failed, which stops no other, else 0."""
     names = list(dict.fromkeys(own.designs.split(",")))
     if unknown := [name for name in names if name not in DESIGNS]:
         raise InputError(f"--designs {unknown[0]!r:.60}: no such design; choose among {', '.join(DESIGNS)}")
-    for name in names:
-        for seed in own.seeds:
-            train(name, seed, settings, own)
+    work = [(name, seed) for name in names for seed in own.seeds if not finished(run_directory(name, seed, own))]
+    jobs = {f"{name}, seed {seed}": job(name, seed, settings, own) for name, seed in work}
+    own.out.mkdir(parents=True, exist_ok=True)
+    results = do_all(jobs, own.jobs, own.cluster, own.out) if jobs else {}
     lines = []
     for name in DESIGNS:
         there = sorted(int(each.name[4:]) for each in run_directory(name, 0, own).parent.glob("seed*"))
@@ -229,6 +141,7 @@ def compare(settings: Settings, own: argparse.Namespace) -> None:
     text = common.markdown(rows)
     common.write_text(own.out / "designs.md", text)
     print(f"\n{text}")
+    return common.status_of(results, len(names) * len(own.seeds))
 
 
 if __name__ == "__main__":

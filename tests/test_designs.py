@@ -1,13 +1,14 @@
 """The designs of stage 1 that benchmarks/designs.py compares: each is what its name says, and nothing of it stays."""
 
-import designs  # of benchmarks/
+import design  # of benchmarks/
+import designs
 import pandas as pd
 import pytest
 from small import DIMS, small_corpus, write
 from torch import nn
 
 import model
-from experiment import fusion_quality
+from experiment import fusion_quality, jobs
 from experiment.settings import Settings
 from experiment.trained import build_network
 
@@ -18,7 +19,7 @@ SHAPE = {"dims": DIMS, "label_names": ["sad", "happy"], "num_speakers": 2}
 def made(name):
     """A design's fusion, and its generator of text."""
     settings = Settings().replace(fusion__channels=64)
-    with designs.DESIGNS[name]():
+    with design.DESIGNS[name]():
         fusion = build_network(SHAPE, settings.fusion, settings.classifier).fusion
         return fusion, fusion.generators["text"], dict(fusion.WEIGHTS), fusion_quality.SHARED_CHANNELS
 
@@ -40,12 +41,19 @@ def test_designs_change_what_they_say_and_leave_the_method_as_it_was():
     assert isinstance(after[1].layers, nn.Sequential) and model.GENERATORS["feed-forward"] is type(after[1])
 
 
-def test_the_table_goes_on_where_it_was_stopped_and_compares_with_no_stage_1(tmp_path, capsys):
+def in_turn(work, at_once, cluster, directory):
+    """Do jobs as `experiment.jobs.do_all`, in this process."""
+    return {name: jobs.command(*job.arguments) for name, job in work.items()}
+
+
+def test_the_table_goes_on_where_it_was_stopped_and_compares_with_no_stage_1(tmp_path, capsys, monkeypatch):
+    done = []
+    monkeypatch.setattr(designs, "do_all", lambda work, *how: done.extend(work) or in_turn(work, *how))
     path = write(small_corpus(train=6, test=3), tmp_path / "small.pkl")
     run = ["--features", str(path), "--device", "cpu", "--out", str(tmp_path / "out"), "--folds", "2"]
     assert designs.main([*run, "--designs", "none", "--seeds", "0", "--", *QUICK]) == 0
     assert designs.main([*run, "--designs", "none,no game", "--seeds", "0,1", "--", *QUICK]) == 0
-    assert capsys.readouterr().out.count("none, seed 0: done") == 1
+    assert done == ["none, seed 0", "none, seed 1", "no game, seed 0", "no game, seed 1"]
     table = pd.read_csv(tmp_path / "out" / "designs.csv").set_index("design")
     assert table["seeds"].to_dict() == {"none": 2, "no game": 2}
     discriminators = table.loc["no game", "discriminators in 45–75 %"]
@@ -60,3 +68,5 @@ def test_bad_input_is_a_line(tmp_path, capsys):
     assert "no such design; choose among as it is, none" in error and "\x1b" not in error
     with pytest.raises(SystemExit):
         designs.main(["--designs", "none"])
+    assert "no/such.pkl" in jobs.command("benchmarks/design.py", ["no game", "--features", "no/such.pkl"])["failed"]
+    assert "invalid choice: 'larger'" in jobs.command("benchmarks/design.py", ["larger", "--demo"])["failed"]
