@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,8 +57,7 @@ class Insight:
         confidence: Of what is predicted ``[N]``.
         histories: Stage to one row an epoch.
         even: Losses of a generator and of a discriminator that cannot tell, in nats.
-        fused: Map of the fused features.
-        last_layer: Map of what the last layer reads.
+        maps: ``fused_features``, and ``last_layer`` of what that reads, to what waits for the map and gives it, or None.
         modalities: Modality to the change of the predicted class's probability without it, ``[N]``.
         neighbours: Those that weigh most, for each utterance.
         members: Name of each of several runs to its report.
@@ -76,8 +75,7 @@ class Insight:
     confidence: np.ndarray = field(default_factory=lambda: np.zeros(0))
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     even: tuple[float, float] = (float(np.log(2)), float(np.log(2)))
-    fused: Map | None = None
-    last_layer: Map | None = None
+    maps: dict[str, Callable[[], Map | None]] = field(default_factory=dict)
     fused_features: dict[str, np.ndarray] = field(default_factory=dict)
     modalities: dict[str, np.ndarray] = field(default_factory=dict)
     neighbours: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -99,6 +97,10 @@ class Insight:
         """The settings as written, in groups."""
         groups = self.config.get("settings")
         return {g: v for g, v in groups.items() if isinstance(v, dict)} if isinstance(groups, dict) else {}
+
+    def map(self, name: str) -> Map | None:
+        """One of the maps; None where there is none, or where making it has failed."""
+        return self.maps[name]() if name in self.maps else None
 
     def attempt(self, what: str, act: Callable[[], Any]) -> Any:
         """What an action returns; None, and a line among the problems, where it fails."""
@@ -148,9 +150,7 @@ def gather(
             rows = seen.attempt(name, lambda name=name: read_curves(directory / name))
             if rows:
                 seen.histories[stage] = rows
-    # On a busy machine several threads wait for each other, many times as long as one takes.
-    with threadpool_limits(1):
-        _look_into_network(seen, network, dialogues, maps)
+    _look_into_network(seen, network, dialogues, maps)
     return seen
 
 
@@ -321,22 +321,21 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
         f"checkpoints/best.safetensors (epoch {seen.report.get('best_epoch', 'kept')} of stage 2, weights averaged)"
     )
     seen.even = seen.attempt("even losses", lambda: network.fusion.even_losses) or seen.even
-    with ThreadPoolExecutor(2, initializer=partial(threadpool_limits, 1)) as pool:  # seconds a map, few of Python
+    pool = ThreadPoolExecutor(2, initializer=partial(threadpool_limits, 1))
 
-        def map_of(what: str, features: Mapping[str, np.ndarray], about: str) -> Future[Map | None]:
-            labels = seen.table["label"].to_numpy()
-            draw = partial(fused_map, features, labels, seen.label_names, f"{about} of {weights}.")
-            return pool.submit(seen.attempt, f"map of the {what}", draw)
+    def begin_map(name: str, features: Mapping[str, np.ndarray], about: str) -> None:
+        """Make a map beside all that follows: it takes seconds, few of them in Python."""
+        labels = seen.table["label"].to_numpy()
+        draw = partial(fused_map, features, labels, seen.label_names, f"{about} of {weights}.")
+        seen.maps[name] = pool.submit(seen.attempt, f"map {name}", draw).result
 
-        fused_map_of = None
-        if maps and (fused := seen.attempt("fused features", lambda: extract_fused(network.fusion, dialogues))):
-            seen.fused_features = {m: f[rows] for m, f in fused.items()}
-            fused_map_of = map_of("fused features", seen.fused_features, "Generators")
-        found = seen.attempt("what decided", lambda: attribute(network, dialogues))
-        if found and maps:
-            read = {"": found.last_layer[rows]}
-            seen.last_layer = map_of("last layer", read, "What the classifier's last linear layer reads,").result()
-        seen.fused = fused_map_of.result() if fused_map_of else None
+    if maps and (fused := seen.attempt("fused features", lambda: extract_fused(network.fusion, dialogues))):
+        seen.fused_features = {m: f[rows] for m, f in fused.items()}
+        begin_map("fused_features", seen.fused_features, "Generators")
+    found = seen.attempt("what decided", lambda: attribute(network, dialogues))
+    if found and maps:
+        begin_map("last_layer", {"": found.last_layer[rows]}, "What the classifier's last linear layer reads,")
+    pool.shutdown(wait=False)
     if found:
         seen.modalities = {m: change[rows] for m, change in found.modalities.items()}
         if len(rows) == count:  # else neighbours may have no label, and are not shown
@@ -384,7 +383,9 @@ def plane(points: np.ndarray) -> np.ndarray:
         points = PCA(kept, svd_solver="full", random_state=0).fit_transform(points)
         if kept > 1:
             perplexity = min(30, (len(points) - 1) / 3)
-            points = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=0).fit_transform(points)
+            # At a coarser angle (0.5 unless given) it takes three quarters of the time, to 1 % of the divergence.
+            tsne = TSNE(init="pca", perplexity=perplexity, max_iter=500, angle=0.8, random_state=0)
+            points = tsne.fit_transform(points)
     points = np.nan_to_num(np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))[:, :2].astype(float))
     span = np.ptp(points, axis=0) if len(points) else np.ones(2)
     return (points - points.min(0, initial=np.inf if len(points) else 0)) / np.where(span > 0, span, 1)

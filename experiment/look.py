@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 import parallel
 from dataloader import Dialogue
 from experiment.insight import Insight, gather, several
@@ -13,6 +15,7 @@ from experiment.settings import RunSettings
 from files import complain
 
 
+@threadpool_limits.wrap(limits=1)  # on a busy machine several threads wait for each other, many times as long
 def leave_a_look(
     directory: Path, settings: RunSettings, *, network: Any = None, dialogues: Sequence[Dialogue] | None = None
 ) -> None:

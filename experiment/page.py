@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from threadpoolctl import threadpool_limits
 
 import utils
 from dataloader import IGNORE_LABEL
@@ -333,8 +334,8 @@ def figures_of_maps(seen: Insight) -> list[dict[str, Any]]:
     """The maps."""
     found = []
     for one, what, kinds in (
-        (seen.fused, "Fused features", ("emotion", "modality")),
-        (seen.last_layer, "Last layer", ("emotion",)),
+        (seen.map("fused_features"), "Fused features", ("emotion", "modality")),
+        (seen.map("last_layer"), "Last layer", ("emotion",)),
     ):
         for kind in kinds if one else ():
             group, names = one.groups[kind]
@@ -419,6 +420,7 @@ def _member_rows(seen: Insight) -> list[dict[str, Any]]:
     ]
 
 
+@threadpool_limits.wrap(limits=1)  # as `leave_a_look`, with the same bits
 def write_page(
     directory: Path, *, network: Any = None, dialogues: Any = None, out: Path | None = None, seen: Insight | None = None
 ) -> Path:

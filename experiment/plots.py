@@ -289,11 +289,16 @@ def pictures(seen: Insight) -> dict[str, Callable[[], plt.Figure | None]]:
         labels = seen.table["label"].to_numpy()
         made["reliability_diagram"] = lambda: reliability_diagram(labels, seen.probabilities)
         made["emotion_timeline"] = lambda: emotion_timeline(seen)
-    if seen.fused:
-        made["fused_features"] = lambda: feature_map(seen.fused, "Fused features")
-    if seen.last_layer:
-        made["last_layer"] = lambda: feature_map(seen.last_layer, "Last layer")
+    # Last, since they may have to be waited for.
+    for name in seen.maps:
+        made[name] = lambda name=name: _map(seen, name)
     return made
+
+
+def _map(seen: Insight, name: str) -> plt.Figure | None:
+    """The picture of a map, if there is one."""
+    found = seen.map(name)
+    return feature_map(found, name.replace("_", " ").capitalize()) if found else None
 
 
 def _classes(seen: Insight) -> plt.Figure:

@@ -59,7 +59,7 @@ def test_the_page_of_iemocaps_shape_is_at_most_two_megabytes(tmp_path):
     seen = gather(tmp_path / "run", network=network, dialogues=dialogues, maps=False)
     n = np.linspace(0, 1, 900)
     groups = {kind: (np.arange(900) % 3, ("a", "b", "c")) for kind in ("emotion", "modality")}
-    seen.fused = seen.last_layer = Map(np.stack([n, n**2], 1), groups, "made up")
+    seen.maps = dict.fromkeys(("fused_features", "last_layer"), lambda: Map(np.stack([n, n**2], 1), groups, "made up"))
     made = write_page(tmp_path / "run", seen=seen)
     assert len(data_of(made)["d"]) == 1623
     assert made.stat().st_size < 2_000_000

@@ -44,12 +44,10 @@ def insight_of(tmp_path, lengths, names):
     network, dialogues = make_run(tmp_path / "run", corpus_of(lengths, names))
     seen = gather(tmp_path / "run", network=network, dialogues=dialogues, maps=False)
     rng = np.random.default_rng(0)
-    seen.fused = Map(
-        rng.random((900, 2)),
-        {"emotion": (np.arange(900) % len(names), names), "modality": (np.arange(900) % 3, ("text", "visual", "x"))},
-        "made up",
-    )
-    seen.last_layer = Map(rng.random((600, 2)), {"emotion": (np.arange(600) % len(names), names)}, "made up")
+    modalities = {"modality": (np.arange(900) % 3, ("text", "visual", "x"))}
+    for name, count, more in (("fused_features", 900, modalities), ("last_layer", 600, {})):
+        one = Map(rng.random((count, 2)), {"emotion": (np.arange(count) % len(names), names), **more}, "made up")
+        seen.maps[name] = lambda one=one: one
     return seen
 
 
@@ -81,7 +79,7 @@ def test_names_are_drawn_as_they_are(tmp_path, names):
     plots.draw(seen)
     assert not seen.problems
     with plots.style():
-        figure = plots.feature_map(seen.last_layer, "Last layer")
+        figure = plots.feature_map(seen.map("last_layer"), "Last layer")
         legend = figure.axes[0].get_legend()
         assert [text.get_text() for text in legend.get_texts()] == [plots.name_of(name) for name in names]
         plots.plt.close(figure)
