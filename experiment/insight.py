@@ -57,7 +57,7 @@ class Insight:
         confidence: Of what is predicted ``[N]``.
         histories: Stage to one row an epoch.
         even: Losses of a generator and of a discriminator that cannot tell, in nats.
-        maps: ``fused_features``, and ``last_layer`` of what that reads, to what waits for the map and gives it, or None.
+        maps: ``fused_features`` and ``last_layer`` (of what that reads) to what waits for the map and gives it.
         modalities: Modality to the change of the predicted class's probability without it, ``[N]``.
         neighbours: Those that weigh most, for each utterance.
         members: Name of each of several runs to its report.
