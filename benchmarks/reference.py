@@ -5,7 +5,8 @@
     python benchmarks/reference.py --features FILE --GAN-epochs 5 --epochs 40 --defects padding,min-max,test-loss
 
 Written by us from a description of https://github.com/Jing-yilin/GAN-FFN, none of whose code is here. Its whole job,
-150 epochs of stage 1 and 160 of stage 2, takes hours. ``--epochs`` and ``--GAN-epochs`` bound it, and ``--batches`` an
+150 epochs of stage 1 and 160 of stage 2, takes hours. It is kept in ``--out``: the same command goes on where it was
+stopped, and trains nothing again that is finished. ``--epochs`` and ``--GAN-epochs`` bound it, and ``--batches`` an
 epoch: then the time of the whole is extrapolated from the median epoch of each stage, that of an epoch from its
 batches, and the F1 is that of a job cut short; all are labelled so.
 
@@ -30,8 +31,8 @@ import io
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise, permutations
 from pathlib import Path
 
@@ -45,10 +46,12 @@ from torch.utils.data import DataLoader
 
 import utils
 from dataloader import Batch, Corpus, Dialogue, batches, class_weights
-from experiment.console import Progress
 from experiment.evaluation import evaluate
 from experiment.flags import Parser, flag_type
-from experiment.settings import Number, Settings
+from experiment.run import Run
+from experiment.run_directory import locked, write_json
+from experiment.settings import Number, Settings, read_json
+from files import InputError, InterruptedRunError
 from model import sinusoids
 from train_IEMOCAP import run_seed
 from utils import finite
@@ -62,6 +65,7 @@ LR = 1e-4  # of generators, and of stage 2; discriminators learn at half of it
 BETAS = (0.5, 0.6)  # of Adam in stage 1
 L2 = 0.008  # in stage 2
 DEFECTS = ("padding", "min-max", "test-loss")
+CHECKPOINT_EVERY = 5  # epochs; half a gigabyte each
 clock = time.perf_counter  # or with --cpu-seconds the processor's
 
 
@@ -194,71 +198,74 @@ class Bounds:
 
 
 def stage_1(
-    network: Reference, corpus: Corpus, dialogues: Sequence[Dialogue], bounds: Bounds, settings: Settings
-) -> tuple[list[float], int]:
-    """Train the generators against discriminators. Returns the seconds of each epoch, and parameters of the latter."""
-    if len(corpus.dims) < 2:
-        return [], 0
+    network: Reference,
+    discriminators: nn.ModuleDict,
+    dialogues: Sequence[Dialogue],
+    bounds: Bounds,
+    settings: Settings,
+    run: Run,
+) -> None:
+    """Train the generators against discriminators."""
     device = settings.run.device
-    discriminators = nn.ModuleDict({k: Discriminator(d) for k, d in corpus.dims.items()}).to(device)
-    optimizers = {}
-    for networks, lr in ((network.generators, LR), (discriminators, LR / 2)):
+    shuffle = torch.Generator().manual_seed(settings.run.seed)
+    loader = batches(dialogues, BATCH_SIZE, shuffle)
+    optimizers, parts = {}, {"network": network, "discriminators": discriminators, "shuffle": shuffle}
+    for kind, networks, lr in (("generator", network.generators, LR), ("discriminator", discriminators, LR / 2)):
         for m, each in networks.items():
-            faster = 1.1 if m == "text" and networks is network.generators else 1.0
-            optimizers[each] = torch.optim.Adam(each.parameters(), lr=faster * lr, betas=BETAS)
-    loader = batches(dialogues, BATCH_SIZE, torch.Generator().manual_seed(settings.run.seed))
-    seconds, progress = [], Progress("reference, stage 1", 0, bounds.stage_1)
-    for epoch in progress:
+            faster = 1.1 if m == "text" and kind == "generator" else 1.0
+            optimizers[each] = torch.optim.Adam(each.parameters(), lr=faster * lr, betas=BETAS, fused=True)
+            parts[f"optimizer of the {kind} of {m}"] = optimizers[each]
+    done = run.restore("adversarial", parts)
+    for epoch in run.epochs("reference, stage 1", done, bounds.stage_1):
         some, share = bounds.some(loader)
-        started = clock()
+        where, started = f"epoch {epoch} of stage 1", clock()
         losses = []
         for batch in some:
             batch = batch.to(device)
-            for pair in permutations(corpus.dims, 2):
-                losses.append(
-                    adversarial_update(network, discriminators, optimizers, batch, pair, f"stage 1, epoch {epoch}")
-                )
-        seconds.append(share * (clock() - started))
+            for pair in permutations(network.generators, 2):
+                losses.append(adversarial_update(network, discriminators, optimizers, batch, pair, where))
+            run.stop_here(where)
+        seconds = share * (clock() - started)
         d_loss, g_loss = np.mean(losses, axis=0)
-        progress.show({"epoch": epoch, "D_loss": d_loss, "G_loss": g_loss})
-    return seconds, sum(p.numel() for p in discriminators.parameters())
+        run.log("adversarial", {"epoch": epoch, "D_loss": d_loss, "G_loss": g_loss, "seconds": seconds})
+        run.save("adversarial", epoch, parts)
 
 
 def stage_2(
     network: Reference,
-    corpus: Corpus,
     data: dict[str, list[Dialogue]],
     bounds: Bounds,
     settings: Settings,
     on_test_loss: bool,
-) -> tuple[list[float], float]:
-    """Train generators and head on the labels. Returns the seconds of each epoch, and the weighted F1 on test.
-
-    The latter is that of the last epoch or, as the reference has it, of the one of the lowest loss on test.
-    """
-    device = settings.run.device
-    loader = batches(data["train"], BATCH_SIZE, torch.Generator().manual_seed(settings.run.seed))
-    weight = class_weights(data["train"], corpus.num_classes).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=LR, weight_decay=L2)
-    seconds, scores, progress = [], [], Progress("reference, stage 2", 0, bounds.stage_2)
-    for epoch in progress:
+    run: Run,
+) -> None:
+    """Train generators and head on the labels; score on test after the last epoch or, on its loss, after each."""
+    device, classes = settings.run.device, network.classify.out_features
+    shuffle = torch.Generator().manual_seed(settings.run.seed)
+    loader = batches(data["train"], BATCH_SIZE, shuffle)
+    weight = class_weights(data["train"], classes).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LR, weight_decay=L2, fused=True)
+    parts = {"network": network, "optimizer": optimizer, "shuffle": shuffle}
+    done = run.restore("classifier", parts)
+    for epoch in run.epochs("reference, stage 2", done, bounds.stage_2):
         some, share = bounds.some(loader)
-        started = clock()
+        where, started = f"epoch {epoch} of stage 2", clock()
         network.train()
         losses = []
         for batch in some:
             batch = batch.to(device)
             loss = F.cross_entropy(network(batch)[batch.labelled], batch.labels[batch.labelled], weight)
             optimizer.zero_grad()
-            finite(loss, f"stage 2, epoch {epoch}").backward()
+            finite(loss, where).backward()
             optimizer.step()
             losses.append(loss.item())
-        seconds.append(share * (clock() - started))
+            run.stop_here(where)
+        row = {"epoch": epoch, "train_loss": float(np.mean(losses)), "seconds": share * (clock() - started)}
         if on_test_loss or epoch == bounds.stage_2:
             scored = utils.labelled(*evaluate(network, data["test"]))
-            scores.append((float(utils.loss(*scored)), float(utils.weighted_f1(*scored))))
-        progress.show({"epoch": epoch, "train_loss": float(np.mean(losses))})
-    return seconds, (min(scores) if on_test_loss else scores[-1])[1]
+            row |= {"test_loss": float(utils.loss(*scored)), "test_weighted_f1": float(utils.weighted_f1(*scored))}
+        run.log("classifier", row)
+        run.save("classifier", epoch, parts)
 
 
 def scaled_within(dialogue: Dialogue) -> Dialogue:
@@ -293,17 +300,56 @@ class Result:
         return bool(self.batches) or any(len(s) < EPOCHS[stage] for stage, s in self.epochs())
 
 
-def run_reference(corpus: Corpus, settings: Settings, bounds: Bounds, defects: Sequence[str]) -> Result:
-    """The reference's job for one seed."""
-    torch.manual_seed(settings.run.seed)
-    data = common.standardised(corpus)
-    if "min-max" in defects:
-        data = {split: [scaled_within(d) for d in corpus.split(split)] for split in corpus.splits}
-    network = Reference(corpus, "padding" in defects).to(settings.run.device)
-    adversarial, others = stage_1(network, corpus, data["train"], bounds, settings)
-    classifying, f1 = stage_2(network, corpus, data, bounds, settings, "test-loss" in defects)
-    parameters = others + sum(p.numel() for p in network.parameters())
-    return Result(f1, parameters, {"stage 1": adversarial, "stage 2": classifying}, bounds.batches)
+def run_reference(
+    corpus: Corpus, settings: Settings, bounds: Bounds, defects: Sequence[str], directory: Path
+) -> Result:
+    """The reference's job for one seed, or what is left of it.
+
+    Args:
+        corpus: The data.
+        settings: For the seed and the device.
+        bounds: How much of the job is to be done.
+        defects: Some of `DEFECTS`.
+        directory: Where the job is kept.
+
+    Raises:
+        InputError: If another job is kept there.
+        InterruptedRunError: If it was stopped.
+    """
+    asked = {"data": corpus.sha256, "defects": sorted(defects), **asdict(bounds)}
+    with locked(directory):
+        job, finished = directory / "job.json", directory / "result.json"
+        if job.exists() and read_json(job) != asked:
+            raise InputError(f"{job}: of other data, defects or bounds; choose another --out")
+        if finished.exists():
+            return Result(**read_json(finished))
+        write_json(job, asked)
+        torch.manual_seed(settings.run.seed)
+        data = common.standardised(corpus)
+        if "min-max" in defects:
+            data = {split: [scaled_within(d) for d in corpus.split(split)] for split in corpus.splits}
+        network = Reference(corpus, "padding" in defects).to(settings.run.device)
+        discriminators = nn.ModuleDict({k: Discriminator(d) for k, d in corpus.dims.items()}).to(settings.run.device)
+        parameters = sum(p.numel() for each in (network, discriminators) for p in each.parameters())
+        run = Run(directory, network, tensorboard=False, checkpoint_every=CHECKPOINT_EVERY)
+        with run.stoppable():
+            if len(corpus.dims) > 1 and not run.reached("classifier"):
+                stage_1(network, discriminators, data["train"], bounds, settings, run)
+            stage_2(network, data, bounds, settings, "test-loss" in defects, run)
+        seconds = {
+            name: [row["seconds"] for row in run.history[stage]]
+            for name, stage in (("stage 1", "adversarial"), ("stage 2", "classifier"))
+        }
+        result = Result(weighted_f1(run.history["classifier"]), parameters, seconds, bounds.batches)
+        write_json(finished, asdict(result))
+        for state in (run.last, run.previous):
+            state.unlink(missing_ok=True)
+        return result
+
+
+def weighted_f1(history: Sequence[Mapping[str, float]]) -> float:
+    """That of the last epoch or, as the reference has it, of the one of the lowest loss on test, where each has one."""
+    return min((row for row in history if "test_loss" in row), key=lambda row: row["test_loss"])["test_weighted_f1"]
 
 
 def run_default(corpus: Corpus, settings: Settings) -> tuple[float, int, float]:
@@ -325,6 +371,7 @@ def build_parser() -> Parser:
     parser.add_argument("--GAN-epochs", type=whole, metavar="N", help="at most so many of stage 1 (default: --epochs)")
     parser.add_argument("--batches", type=whole, metavar="N", help="at most so many an epoch (default: all)")
     common.add_cpu_seconds(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/reference"), help="where the job is kept")
     parser.add_argument("--defects", type=flag_type(defects), metavar="LIST", default="", help=", ".join(DEFECTS))
     return parser
 
@@ -379,7 +426,10 @@ def run(settings: Settings, own: argparse.Namespace) -> None:
         of_run = settings.replace(run__seed=seed)
         ours.append(run_default(corpus, of_run))
         print(f"GAN-FFN, seed {seed}: {ours[-1][0]:.2f} in {ours[-1][2]:.0f} s", flush=True)
-        theirs.append(run_reference(corpus, of_run, bounds, own.defects))
+        try:
+            theirs.append(run_reference(corpus, of_run, bounds, own.defects, own.out / f"seed{seed}"))
+        except InterruptedRunError as stop:
+            raise KeyboardInterrupt(f"Stopped at {stop}. The same command goes on.") from None
         print(f"reference, seed {seed}: {theirs[-1].weighted_f1:.2f}", flush=True)
     kind = "CPU seconds of all threads" if own.cpu_seconds else "seconds by the clock"
     print(f"\n{report(ours, theirs)}All are {kind}, {torch.get_num_threads()} threads on {settings.run.device}.")

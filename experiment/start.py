@@ -69,8 +69,8 @@ def ending(work: Callable[[], int | None]) -> int:
     except MemoryError:
         complain("error: out of memory; give it less at once, or more memory")
         return 2
-    except KeyboardInterrupt:
-        complain("Stopped.")
+    except KeyboardInterrupt as stop:
+        complain(str(stop) or "Stopped.")
         return 130
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import BARE
 
 import train_IEMOCAP
 import utils
@@ -375,7 +376,7 @@ def test_trains_on_what_is_odd_but_legal(command, save, nine, tmp_path, oddity):
 
 # A loss that is not finite --------------------------------------------------------------------------------------------
 
-TWO = ["--epochs=2", "--GAN-epochs=2", "--batch-size=4", "--fused-channels=16", "--no-tensorboard", "--no-cuda"]
+TWO = ["--epochs=2", "--GAN-epochs=2", "--batch-size=4", "--fused-channels=16", *BARE]
 
 
 @pytest.mark.parametrize("stage, number, part", [("adversarial", 1, "fusion"), ("classifier", 2, "network")])

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import reference
 import torch
-from small import copied, moved, small_corpus, write
+from small import copied, moved, same, small_corpus, write
 from torch import nn
 
 from dataloader import collate
+from experiment.run import Run
 from experiment.settings import Settings
 
 CPU = Settings().replace(run__device="cpu")
@@ -55,14 +56,25 @@ def test_an_update_moves_the_generator_and_the_discriminator_of_the_pair_alone(c
     assert losses == pytest.approx([np.log(2)] * 2, abs=0.2)  # before anything is learnt nobody can tell
 
 
-def test_every_ordered_pair_has_its_update_in_every_batch(corpus, monkeypatch):
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "run", tensorboard=False)
+
+
+def stage_1(corpus, bounds, run):
+    """Stage 1 on the training dialogues."""
+    discriminators = nn.ModuleDict({k: reference.Discriminator(d) for k, d in corpus.dims.items()})
+    reference.stage_1(build(corpus), discriminators, corpus.split("train"), bounds, CPU, run)
+
+
+def test_every_ordered_pair_has_its_update_in_every_batch(corpus, run, monkeypatch):
     pairs = []
     monkeypatch.setattr(reference, "adversarial_update", lambda *args: pairs.append(args[4]) or (0.0, 0.0))
-    reference.stage_1(build(corpus), corpus, corpus.split("train"), reference.Bounds(stage_1=1), CPU)
+    stage_1(corpus, reference.Bounds(stage_1=1), run)
     assert len(pairs) == len(set(pairs)) == 6
 
 
-def test_the_epoch_is_the_last_one_or_with_the_defect_that_of_the_lowest_loss_on_test(corpus, monkeypatch):
+def test_the_epoch_is_the_last_one_or_with_the_defect_that_of_the_lowest_loss_on_test(corpus, tmp_path, monkeypatch):
     said = iter([0.9, 0.6, 0.2])
     right = np.eye(corpus.num_classes)
 
@@ -73,13 +85,11 @@ def test_the_epoch_is_the_last_one_or_with_the_defect_that_of_the_lowest_loss_on
 
     monkeypatch.setattr(reference, "evaluate", evaluate)
     data = {split: corpus.split(split) for split in corpus.splits}
-    assert reference.stage_2(build(corpus), corpus, data, reference.Bounds(stage_2=3), CPU, True)[1] == pytest.approx(
-        100 / 3
-    )
-    said = iter([0.2])
-    assert reference.stage_2(build(corpus), corpus, data, reference.Bounds(stage_2=1), CPU, False)[1] == pytest.approx(
-        100
-    )
+    for epochs, on_test_loss, f1 in ((3, True, 100 / 3), (1, False, 100)):
+        run = Run(tmp_path / str(epochs), tensorboard=False)
+        reference.stage_2(build(corpus), data, reference.Bounds(stage_2=epochs), CPU, on_test_loss, run)
+        assert reference.weighted_f1(run.history["classifier"]) == pytest.approx(f1)
+        said = iter([0.2])
 
 
 def test_a_job_cut_short_is_extrapolated_and_says_so():
@@ -92,34 +102,62 @@ def test_a_job_cut_short_is_extrapolated_and_says_so():
     assert "extrapolated" not in reference.report([(60.0, 5, 46.0)], [whole])
 
 
-def test_an_epoch_cut_short_counts_in_proportion(corpus, monkeypatch):
+def test_an_epoch_cut_short_counts_in_proportion(corpus, run, monkeypatch):
     monkeypatch.setattr(reference, "BATCH_SIZE", 1)
     monkeypatch.setattr(reference, "adversarial_update", lambda *args: (0.0, 0.0))
     ticks = iter(range(100))
     monkeypatch.setattr(reference, "clock", lambda: next(ticks))
     bounds = reference.Bounds(stage_1=2, batches=1)
-    assert reference.stage_1(build(corpus), corpus, corpus.split("train"), bounds, CPU)[0] == [4, 4]
+    stage_1(corpus, bounds, run)
+    assert [row["seconds"] for row in run.history["adversarial"]] == [4, 4]
     assert reference.Result(50.0, 7, {"stage 1": [4.0] * 150, "stage 2": [1.0] * 160}, 1).cut_short
 
 
-def test_both_are_run_on_the_same_corpus_and_shown(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """The script's exit status, on a small file."""
     features = write(small_corpus(train=4), tmp_path / "f.pkl")
     monkeypatch.setattr(reference, "run_default", lambda corpus, settings: (60.0, 5, 10.0))
-    argv = [
-        "--features",
-        str(features),
-        "--device",
-        "cpu",
-        "--epochs",
-        "1",
-        "--batches",
-        "9",
-        "--defects",
-        "padding,min-max,test-loss",
-    ]
-    assert reference.main(argv) == 0
+    return lambda *argv: reference.main(["--features", str(features), "--device", "cpu", *argv])
+
+
+def test_both_are_run_on_the_same_corpus_and_shown(command, tmp_path, capsys):
+    job = ["--out", str(tmp_path / "job"), "--epochs", "1", "--batches", "9"]
+    assert command(*job, "--defects", "padding,min-max,test-loss") == 0
     said = capsys.readouterr().out
     assert "1 of 150" in said and "1 of 160" in said and "cut short" in said
+    assert command(*job) == 2  # without the defects
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "job.json: of other data, defects or bounds; choose another --out" in error
+
+
+@pytest.mark.parametrize("stage", ["adversarial", "classifier"])
+def test_a_job_that_is_stopped_goes_on_to_the_same_weights_and_is_then_finished(
+    stage, command, tmp_path, monkeypatch, capsys
+):
+    def job(name):
+        return command("--out", str(tmp_path / name), "--epochs", "2")
+
+    log, last, weights = Run.log, reference.evaluate, {}
+
+    def log_then_stop(run, at, row):
+        log(run, at, row)
+        run.stop_requested = (at, row["epoch"]) == (stage, 1)
+
+    monkeypatch.setattr(
+        reference, "evaluate", lambda network, d: weights.update(now=copied(network)) or last(network, d)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", log_then_stop)
+        assert job("stopped") == 130
+    number = 1 if stage == "adversarial" else 2
+    assert f"Stopped at epoch 2 of stage {number}. The same command goes on." in capsys.readouterr().err
+    assert job("stopped") == 0
+    gone_on = weights.pop("now")
+    assert job("whole") == 0
+    assert same(gone_on, weights.pop("now"))
+    assert job("whole") == 0 and not weights  # nothing is trained again
+    assert not list((tmp_path / "whole").rglob("*.pt"))
 
 
 def test_a_constant_feature_is_scaled_to_nothing_and_others_to_their_range(corpus):

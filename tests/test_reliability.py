@@ -24,7 +24,7 @@ from small import ran
 import train_IEMOCAP
 import utils
 from benchmarks.soak import bits, soak
-from experiment import evaluation, plan, plots, tensorboard
+from experiment import evaluation, insight, plan, plots, tensorboard
 from experiment.run import Run
 from feature_files import write_nine_tuple
 from files import TrainingError, replacing
@@ -72,6 +72,7 @@ def few_pictures(monkeypatch):
     """Most of a small run's time is that of the pictures; the soak has all of them, `finished` those outside events."""
     monkeypatch.setattr(plots, "draw", lambda *_, **__: [])
     monkeypatch.setattr(tensorboard, "_images", lambda *_: None)
+    monkeypatch.setattr(insight, "fused_map", lambda *_: None)
 
 
 def same(directory, other):

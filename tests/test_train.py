@@ -27,7 +27,8 @@ from synthetic import synthetic_corpus
 
 OUTPUTS = (Path(__file__).parent.parent / "docs" / "outputs.md").read_text(encoding="utf-8")
 DRAWN = ["--epochs", "2", "--GAN-epochs", "2", "--valid", "0.1", "--fused-channels", "16", "--device", "cpu"]
-QUICK = [*DRAWN, "--no-pictures"]
+LOGGED = [*DRAWN, "--no-pictures"]
+QUICK = [*LOGGED, "--no-tensorboard"]
 PICTURES = [
     *("GAN_loss.png", "fusion_losses.png", "training_curves.png", "confusion_matrix.png", "per_class_f1.png"),
     *("reliability_diagram.png", "emotion_timeline.png", "fused_features.png", "last_layer.png"),
@@ -276,7 +277,7 @@ def test_ctrl_c_stops_after_the_step_and_resume_ends_as_if_nothing_had_been(
     directory = tmp_path / "b"
     with monkeypatch.context() as patch:
         patch.setattr(Run, "log", log_then_interrupt)
-        assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *QUICK]) == 130
+        assert train_IEMOCAP.main(["--features", str(features), "--out", str(directory), *LOGGED]) == 130
     said = capsys.readouterr()
     assert f"--resume {directory}" in said.err
     assert ("Interrupted at epoch 2 of stage 2" in said.out) == (stage == "classifier")
@@ -319,8 +320,8 @@ def test_several_seeds_are_summarised(finished, features, tmp_path, capsys):
 
 
 def test_without_validation_every_training_dialogue_teaches_and_the_last_epoch_is_kept(features, tmp_path):
-    run = ["--features", str(features), "--GAN-epochs", "0", "--valid", "0", "--device", "cpu", "--out"]
-    assert train_IEMOCAP.main([*run, str(tmp_path / "a"), "--epochs", "3"]) == 0
+    run = ["--features", str(features), *QUICK, "--GAN-epochs", "0", "--valid", "0", "--epochs", "3"]
+    assert train_IEMOCAP.main([*run, "--out", str(tmp_path / "a")]) == 0
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert report["valid"] is None
     assert report["best_epoch"] == 3
@@ -342,7 +343,7 @@ def test_best_test_epoch_is_shown_only_when_asked_for_and_changes_no_weight(fini
 
 def test_sessions_are_left_out_in_turn(features, tmp_path, capsys):
     out = tmp_path / "a"
-    run = ["--features", str(features), *QUICK, "--no-tensorboard", "--out", str(out), "--seeds", "0,1"]
+    run = ["--features", str(features), *QUICK, "--out", str(out), "--seeds", "0,1"]
     assert train_IEMOCAP.main([*run, "--folds", "sessions", "--folds-over", "train"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     for seed in ("0", "1"):
@@ -380,8 +381,7 @@ def test_two_modalities_play_and_one_skips_stage_1(features, tmp_path, capsys):
 
 
 def test_tensorboard_can_be_switched_off(features, finished, tmp_path):
-    run = ["--features", str(features), "--out", str(tmp_path / "b"), *QUICK]
-    assert train_IEMOCAP.main([*run, "--no-tensorboard"]) == 0
+    assert train_IEMOCAP.main(["--features", str(features), "--out", str(tmp_path / "b"), *QUICK]) == 0
     assert not (tmp_path / "b" / "tensorboard").exists()
     assert same(weights(finished), weights(tmp_path / "b"))
 
