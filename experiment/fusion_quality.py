@@ -20,7 +20,7 @@ from experiment.settings import FusionSettings
 from experiment.trained import fusion_weights, load_weights
 from model import SHARED_CHANNELS, AdversarialFusion
 
-MOST = 20_000  # utterances, evenly spaced: that a probe learns from a modality, and about that many are looked at
+MOST = 6_000  # utterances, evenly spaced, that a probe learns from and that are looked at: IEMOCAP has about as many
 SIMILARITIES = 2**22  # of a long dialogue that are held at once
 
 
