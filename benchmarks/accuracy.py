@@ -189,8 +189,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     flags: dict[str, str] = {}
     status = common.ending(lambda: run_rows(settings, own, flags, runs))
-    if status == 130:
-        print("Interrupted; the same command goes on.", file=sys.stderr)
     if status == 2 or not runs.get("full"):
         return status
     seeds = {name: [seed for seed in runs["full"] if seed in lines] for name, lines in runs.items()}

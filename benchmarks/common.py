@@ -133,7 +133,7 @@ def status_of(results: Mapping[str, Mapping[str, Any]], count: int) -> int:
         KeyboardInterrupt: If one was stopped.
     """
     if any("interrupted" in result for result in results.values()):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("Interrupted; the same command goes on.")
     failed = [f"{name}: {result['failed']}" for name, result in results.items() if "failed" in result]
     if failed:
         complain(f"error: {len(failed)} of {count} runs failed, the others are finished: {failed[0]}")

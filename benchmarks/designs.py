@@ -47,9 +47,10 @@ def run_directory(name: str, seed: int, own: argparse.Namespace) -> Path:
 
 
 def finished(directory: Path) -> bool:
-    """Whether the run is over."""
+    """Whether the run is over, and was not stopped."""
     several = read_json(directory / "config.json").get("plan") if (directory / "config.json").exists() else None
-    return (directory / ("summary.json" if several else "report.json")).exists()
+    report = directory / ("summary.json" if several else "report.json")
+    return report.exists() and "interrupted" not in read_json(report)
 
 
 def job(name: str, seed: int, settings: Settings, own: argparse.Namespace) -> Job:
@@ -136,11 +137,12 @@ def compare(settings: Settings, own: argparse.Namespace) -> int:
         there = sorted(int(each.name[4:]) for each in run_directory(name, 0, own).parent.glob("seed*"))
         if seeds := [seed for seed in there if finished(run_directory(name, seed, own))]:
             lines.append(line(name, seeds, own))
-    rows = pd.DataFrame(lines).rename(columns={"less none": f"less none [{LEVEL} % interval]"})
-    write_csv(own.out / "designs.csv", rows)
-    text = common.markdown(rows)
-    common.write_text(own.out / "designs.md", text)
-    print(f"\n{text}")
+    if lines:
+        rows = pd.DataFrame(lines).rename(columns={"less none": f"less none [{LEVEL} % interval]"})
+        write_csv(own.out / "designs.csv", rows)
+        text = common.markdown(rows)
+        common.write_text(own.out / "designs.md", text)
+        print(f"\n{text}")
     return common.status_of(results, len(names) * len(own.seeds))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import model
 from experiment import fusion_quality, jobs
+from experiment.run import Run
 from experiment.settings import Settings
 from experiment.trained import build_network
 
@@ -60,6 +61,37 @@ def test_the_table_goes_on_where_it_was_stopped_and_compares_with_no_stage_1(tmp
     assert discriminators.split(" of ")[1].startswith("24 ")  # 6 pairs, 2 folds, 2 seeds
     assert "[" in table.loc["no game", "less none [95 % interval]"] and table["weighted F1"].str.contains("±").all()
     assert pd.isna(table.loc["none", "retrieval"])
+
+
+def test_a_run_that_was_stopped_counts_once_it_has_gone_on(tmp_path, monkeypatch, capsys):
+    path = write(small_corpus(train=6, test=3), tmp_path / "small.pkl")
+    run = [
+        "--features",
+        str(path),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+        "--designs",
+        "none",
+        "--seeds",
+        "0",
+    ]
+    log = Run.log
+
+    def log_then_stop(run, stage, row):
+        log(run, stage, row)
+        run.stop_requested = row["epoch"] == 1
+
+    results = {}
+    monkeypatch.setattr(designs, "do_all", lambda *work: results.update(in_turn(*work)) or results)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", log_then_stop)
+        assert designs.main(run) == 130
+    assert "Interrupted; the same command goes on." in capsys.readouterr().err
+    assert not (tmp_path / "out" / "designs.csv").exists()
+    assert designs.main(run) == 0
+    assert pd.read_csv(tmp_path / "out" / "designs.csv")["seeds"].tolist() == [1]
 
 
 def test_bad_input_is_a_line(tmp_path, capsys):
