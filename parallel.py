@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.data import DataLoader
 
 import files
@@ -243,10 +243,25 @@ def dealt() -> bool:
     return _factor is not None
 
 
+class _Sum(torch.autograd.Function):
+    """`together`; the gradient of a sum of which every process has a copy is the sum of the copies' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        with _together():
+            dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
 def together(part: Tensor) -> Tensor:
     """The sum of what `mean_of` gave to each process; gradients go back to all of them."""
-    with _together():
-        return torch.distributed.nn.functional.all_reduce(part)
+    return _Sum.apply(part)
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:

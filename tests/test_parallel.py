@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,7 @@ def together(out, *argvs, before=lambda rank: None):
         here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(argvs), "LOCAL_WORLD_SIZE": len(argvs)}
         os.environ.update({name: str(value) for name, value in here.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        warnings.simplefilter("error", FutureWarning)  # a user would see it
         before(rank)
         with (out / f"said{rank}").open("w") as said, redirect_stdout(said), redirect_stderr(said):
             status = train_IEMOCAP.main([str(a) for a in argv])
