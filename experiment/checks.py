@@ -136,9 +136,11 @@ def check_jobs(jobs: int, settings: Settings, corpus: Corpus) -> None:
     Raises:
         InputError: If packages, data and the copies of the weights alone do not fit so often; it says how often.
     """
+    if jobs < 2:
+        return
     data = sum(x.nbytes for dialogue in corpus.dialogues.values() for x in dialogue.features.values())
     each, there = PROCESS + 2 * data + bytes_of_network(settings, shape_of(corpus), 6), memory()
-    if jobs > 1 and jobs * each > there:
+    if jobs * each > there:
         raise InputError(
             f"--jobs {jobs}: so many runs take at least {jobs * each / 1e9:,.0f} GB and the machine has "
             f"{there / 1e9:,.0f}; at most --jobs {max(1, there // each)}"
