@@ -17,6 +17,7 @@ from typing import Any
 
 import common
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from experiment import plots
 from experiment.flags import Parser
@@ -53,12 +54,13 @@ def opening(page: Path) -> float | None:
     return min(tries)
 
 
+@threadpool_limits.wrap(limits=1)  # as at the end of a run
 def measure(directory: Path) -> None:
     """Print the table."""
     seen, *gathering = timed(lambda: gather(directory))
     parts = {
-        "gather, what decided and maps": gathering,
-        "pictures": timed(lambda: plots.draw(seen))[1:],
+        "gather, and what decided": gathering,
+        "pictures, and maps beside them": timed(lambda: plots.draw(seen))[1:],
         "TensorBoard's end": timed(lambda: finish(seen))[1:],
         "page": timed(lambda: write_page(directory, seen=seen))[1:],
     }

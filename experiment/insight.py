@@ -125,7 +125,7 @@ def gather(
         directory: Of the run.
         network: With the weights that are reported on, if it is at hand; else it is read from the run.
         dialogues: The test split, standardised, if it is at hand; else the data are read from where the run had them.
-        maps: Whether to make the maps, which takes seconds.
+        maps: Whether to begin the maps, which take seconds; `Insight.map` waits for them.
     """
     seen = Insight(directory)
     config = seen.attempt("config.json", lambda: _dictionary(directory / "config.json"))
