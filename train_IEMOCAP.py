@@ -41,8 +41,9 @@ from dataloader import (
 from experiment.checks import check_alike, check_before_writing, check_export
 from experiment.console import announce, leave, say
 from experiment.corpus import NO_DATA, load_corpus
-from experiment.evaluation import best_epoch, evaluate, fused_corpus, report
+from experiment.evaluation import best_epoch, evaluate, report
 from experiment.flags import Command, parse_args
+from experiment.fused import export_fused
 from experiment.fusion_quality import quality_of_run
 from experiment.look import leave_a_look
 from experiment.plan import out_of_fold, plan, train_plan
@@ -55,22 +56,19 @@ from experiment.run_directory import (
     read_config,
     save_tensors,
     write_config,
-    write_json,
 )
 from experiment.settings import Settings, from_json
 from experiment.tensorboard import WATCHED, discriminators_right
 from experiment.trained import (
-    best_weights,
     build_network,
     fusion_weights,
-    load_standardiser,
     load_weights,
     shape_of,
     standardisation,
     standardiser_file,
 )
 from files import InputError, InterruptedRunError, TrainingError, WriteError, printable
-from model import GANFFN, SHARED_CHANNELS, AdversarialFusion, emotion_loss
+from model import GANFFN, AdversarialFusion, emotion_loss
 from parallel import LostProcessError, complain
 from utils import average_weights, finite, finite_weights, stream
 
@@ -325,14 +323,6 @@ def train_classifier(
 
 # Around the method ----------------------------------------------------------------------------------------------------
 
-FUSED = {
-    1: f"of GAN-FFN's stage 1, no label was used: the first {SHARED_CHANNELS} channels are shared by the "
-    "modalities, then come the modality's own features, standardised, the same less the speaker's mean in the "
-    "dialogue, and zeros up to the width of the widest modality",
-    2: "of GAN-FFN's stage 2, labels of the training dialogues were used: each modality's, as its speaker encoder has "
-    "them in the dialogue; choose nothing by scores on dialogues of the training split, which are too good",
-}
-
 
 def evaluate_run(command: Command) -> None:
     """Score a finished run again, or those of several seeds as one, on its own feature file or on another alike."""
@@ -353,32 +343,6 @@ def evaluate_run(command: Command) -> None:
     say(rescore(command, settings, corpus))
     if command.export_fused and not parallel.follows():
         export_fused(directory, corpus, settings, command.export_fused, command.export_stage)
-
-
-def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str, stage: int) -> None:
-    """Write the fused features of every utterance in the places of the raw ones, and how they were made.
-
-    Raises:
-        InputError: If the run had no stage 1, or the file cannot be written.
-    """
-    check_export(settings, corpus, path)
-    config = read_config(directory)
-    network = build_network(config["corpus"], settings.fusion, settings.classifier).to(settings.run.device)
-    if stage == 1:
-        load_weights(network.fusion, fusion_weights(directory))
-        fuse = network.fusion.export
-    else:
-        load_weights(network, best_weights(directory))
-        fuse = network.encoded
-    made = {"fused_features": FUSED[stage], **{name: config.get(name) for name in ("seed", "git_commit", "features")}}
-    made |= {"settings": config["settings"]["fusion"], "splits": {s: len(ids) for s, ids in config["splits"].items()}}
-    fused = fused_corpus(network, fuse, load_standardiser(directory), corpus)
-    if Path(path).suffix == ".safetensors":
-        feature_files.write_container(fused, path, made)
-    else:  # the layout has no place for it, and its readers want nine items
-        feature_files.write_nine_tuple(fused, path)
-        write_json(Path(f"{path}.json"), made)
-    say(f"Fused features of {len(corpus.dialogues)} dialogues written to {path}: {FUSED[stage].partition(':')[0]}.")
 
 
 def train(command: Command) -> int:

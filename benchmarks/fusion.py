@@ -44,8 +44,8 @@ from sklearn.model_selection import GroupKFold
 import utils
 from dataloader import Corpus, Dialogue, Standardiser, cross_validation
 from experiment import plots
-from experiment.evaluation import fused_corpus
 from experiment.flags import Parser, flag_type, parse_args
+from experiment.fused import fused_corpus
 from experiment.fusion_quality import fusion_quality, retrieval
 from experiment.run import Run
 from experiment.run_directory import write_csv

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 import utils
-from dataloader import IGNORE_LABEL, Batch, Corpus, Dialogue, Standardiser, batches
+from dataloader import IGNORE_LABEL, Dialogue, batches
 from experiment import calibration
 from experiment.calibration import Calibration
 from experiment.console import say
@@ -23,7 +20,7 @@ from experiment.run import Run
 from experiment.run_directory import write_csv, write_json
 from experiment.trained import best_weights, load_weights
 from files import replacing
-from model import GANFFN, AdversarialFusion
+from model import GANFFN
 
 BATCH_SIZE = 16  # dialogues at once where nothing is learnt
 
@@ -42,47 +39,6 @@ def evaluate(network: torch.nn.Module, dialogues: Sequence[Dialogue]) -> tuple[n
         labels.append(batch.labels[batch.mask])
         probabilities.append(network(batch)[batch.mask].cpu().double().softmax(-1))
     return torch.cat(labels).cpu().numpy(), torch.cat(probabilities).numpy()
-
-
-@torch.no_grad()
-def extract_fused(
-    network: AdversarialFusion | GANFFN,
-    dialogues: Sequence[Dialogue],
-    fuse: Callable[[Batch], Mapping[str, Tensor]] | None = None,
-) -> dict[str, np.ndarray]:
-    """Fused features of each modality, ``[N, d]``, over the real utterances in the order of the dialogues.
-
-    Rows are NaN where the modality is missing.
-
-    Args:
-        network: Trained.
-        dialogues: Standardised.
-        fuse: The network's method that makes them; `AdversarialFusion.normalised` unless it is given.
-    """
-    network.eval()
-    device, fuse = next(network.parameters()).device, fuse or network.normalised
-    fused: dict[str, list[Tensor]] = defaultdict(list)
-    for batch in batches(dialogues, BATCH_SIZE):
-        batch = batch.to(device)
-        for modality, features in fuse(batch).items():
-            features = features.masked_fill(~batch.has(modality).unsqueeze(-1), torch.nan)
-            fused[modality].append(features[batch.mask].cpu())
-    return {m: torch.cat(parts).numpy() for m, parts in fused.items()}
-
-
-def fused_corpus(
-    network: AdversarialFusion | GANFFN,
-    fuse: Callable[[Batch], Mapping[str, Tensor]],
-    standardise: Standardiser,
-    corpus: Corpus,
-) -> Corpus:
-    """A corpus with the fused features of every utterance in the places of the raw ones; see `extract_fused`."""
-    dialogues = list(corpus.dialogues.values())
-    fused = extract_fused(network, [standardise(d) for d in dialogues], fuse)
-    ends = np.cumsum([len(d) for d in dialogues])[:-1]
-    parts = {m: np.split(x, ends) for m, x in fused.items()}
-    features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}
-    return replace(corpus, dialogues=features)
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], split: str = "valid") -> int:

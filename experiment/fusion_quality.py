@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dataloader import Dialogue
-from experiment.evaluation import extract_fused
+from experiment.fused import extract_fused
 from experiment.run import Run
 from experiment.settings import FusionSettings
 from experiment.trained import fusion_weights, load_weights

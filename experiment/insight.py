@@ -311,7 +311,7 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
         network, dialogues = found
     _add_sentences(seen, dialogues)
     from experiment.attribution import attribute
-    from experiment.evaluation import extract_fused
+    from experiment.fused import extract_fused
 
     rows, count = seen.table["row"].to_numpy(), sum(map(len, dialogues))
     if rows[-1] >= count:

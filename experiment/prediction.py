@@ -25,7 +25,8 @@ from dataloader import IGNORE_LABEL, MODALITIES, Corpus, Dialogue, Standardiser,
 from experiment import calibration
 from experiment.calibration import Calibration
 from experiment.checks import check_memory
-from experiment.evaluation import BATCH_SIZE, assess_predictions, evaluate, extract_fused, utterance_table
+from experiment.evaluation import BATCH_SIZE, assess_predictions, evaluate, utterance_table
+from experiment.fused import extract_fused
 from experiment.run_directory import read_config
 from experiment.settings import Settings, check_seeds, from_json
 from experiment.trained import best_weights, build_network, load_standardiser, load_weights, standardiser_file

@@ -23,7 +23,8 @@ import train_IEMOCAP
 import utils
 from dataloader import Standardiser, collate
 from experiment import plan, plots, settings, trained
-from experiment.evaluation import evaluate, extract_fused
+from experiment.evaluation import evaluate
+from experiment.fused import extract_fused
 from experiment.settings import Settings
 from model import GANFFN, AdversarialFusion, FusedFeatureGenerator, GraphEmotionClassifier
 
