@@ -70,7 +70,7 @@ from experiment.trained import (
 from files import InputError, InterruptedRunError, TrainingError, WriteError, printable
 from model import GANFFN, AdversarialFusion, emotion_loss
 from parallel import LostProcessError, complain
-from utils import average_weights, finite, finite_weights, stream
+from utils import AveragedWeights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
 REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators' in the reference; here 1
@@ -141,7 +141,7 @@ def train_adversarial_fusion(
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 1"))
     loader = batches(dialogues, settings.run.batch_size, shuffle)
     weights = fusion.loss_weights(settings.fusion.weight)
-    average = average_weights(fusion.generators, EMA_DECAY)
+    average = AveragedWeights(fusion.generators, EMA_DECAY)
     generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.translators])
     lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
     generator_optimizer = utils.AdamW(generating.parameters(), lr, weight_decay=weight_decay)
@@ -258,7 +258,7 @@ def train_classifier(
     loader = batches(data["train"], settings.run.batch_size, shuffle)
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
-    average = average_weights(network, EMA_DECAY)
+    average = AveragedWeights(network, EMA_DECAY)
     if len(network.fusion.generators) > 1 and settings.fusion.takes_place:
         for generator in network.fusion.generators.values():
             generator.rest()

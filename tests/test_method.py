@@ -292,7 +292,7 @@ def test_the_even_line_is_where_neither_side_wins(loss, discriminator, features,
 
 def test_the_average_is_corrected_for_its_first_steps():
     module, decay, steps = nn.Linear(3, 2), 0.9, []
-    average = utils.average_weights(module, decay)
+    average = utils.AveragedWeights(module, decay)
     for _ in range(7):
         nn.init.normal_(module.weight)
         steps.append(module.weight.detach().clone())
@@ -306,7 +306,7 @@ def test_the_average_is_corrected_for_its_first_steps():
 
 def test_what_is_kept_of_both_stages_is_the_average(features, tmp_path, monkeypatch, watch):
     averages, last = [], {}
-    watch(train_IEMOCAP, "average_weights", lambda _, average: averages.append(average))
+    watch(train_IEMOCAP, "AveragedWeights", lambda _, average: averages.append(average))
     watch(train_IEMOCAP, "train_classifier", lambda args, _: last.update(network=copied(args[0])))
     watch(train_IEMOCAP, "adversarial_step", lambda args, _: last.update(fusion=copied(args[0].generators)))
     run = train(tmp_path / "a", "--features", features, *SHORT)
