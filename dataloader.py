@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.preprocessing import StandardScaler
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from files import InputError
@@ -431,15 +432,11 @@ def collate(dialogues: Sequence[Dialogue]) -> Batch:
     """Pad dialogues of any lengths into one `Batch`; rows of NaN are missing."""
 
     def pad(arrays: Iterable[np.ndarray], value: float = 0) -> torch.Tensor:
-        arrays = list(arrays)
-        padded = np.full((len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), value, arrays[0].dtype)
-        for row, array in zip(padded, arrays, strict=True):
-            row[: len(array)] = array
-        return torch.from_numpy(padded)
+        return pad_sequence([torch.from_numpy(a) for a in arrays], batch_first=True, padding_value=value)
 
     features = {m: pad(d.features[m] for d in dialogues) for m in dialogues[0].features}
     mask = pad(np.ones(len(d), dtype=bool) for d in dialogues)
-    missing = {m: x.sum(-1).isnan() for m, x in features.items()}  # faster than to ask every feature
+    missing = {m: x.amax(-1).isnan() for m, x in features.items()}  # faster than to ask every feature
     some = any(lost.any() for lost in missing.values())
     return Batch(
         ids=tuple(d.id for d in dialogues),

@@ -103,6 +103,14 @@ def stage_1(network, batch):
     return [*losses, *(p.grad for p in network.fusion.parameters() if p.grad is not None)]
 
 
+def test_a_row_of_nan_is_missing_and_one_that_overflowed_is_not(corpus):
+    one = next(iter(corpus.dialogues.values()))
+    x = one.features["text"].copy()
+    x[0], x[1], x[1, 0], x[1, 1] = np.nan, 0, np.inf, -np.inf
+    batch = collate([replace(one, features={**one.features, "text": x})])
+    assert batch.has("text")[0, :3].tolist() == [False, True, True] and batch.has("visual")[0].all()
+
+
 def test_rows_of_nan_are_marked_and_zeroed(corpus, batch):
     holes = with_holes(corpus).split("train")
     assert all(x.isfinite().all() for x in batch.features.values())
