@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, ClassVar
 
@@ -90,6 +91,48 @@ def gated_recurrence(keep: Tensor, update: Tensor) -> Tensor:
     return _Recurrence.apply(keep.contiguous(), update)
 
 
+@dataclass(frozen=True)
+class SpeakerTurns:
+    """Whose turn it is when, of M modalities at once: where each utterance's states are among those of a recurrence.
+
+    Every way that states run (forward, and backward unless causal), dialogue, modality and speaker has a sequence of
+    its own, of that speaker's turns alone, behind a row of zeros. It is the same for all layers.
+
+    Attributes:
+        steps: Length of the longest sequence, the row of zeros included.
+        sequences: How many there are.
+        own: Row of an utterance's own speaker's state, ``[M * N * ways]``, of the states ``[steps * sequences, …]``.
+        every: Rows of all speakers' states when it is said, ``[M * N * ways, S]``.
+        has: Which utterances have the modality, ``[M, N, 1]``; None if all have.
+    """
+
+    steps: int
+    sequences: int
+    own: Tensor
+    every: Tensor
+    has: Tensor | None
+
+    @classmethod
+    def of(cls, batch: Batch, modalities: Sequence[str], causal: bool) -> SpeakerTurns:
+        """Those of a batch."""
+        mask, speakers = (x.repeat(len(modalities), 1) for x in (batch.mask, batch.speakers))
+        dialogue, turn = mask.nonzero(as_tuple=True)
+        spoken = F.one_hot(speakers) * mask.unsqueeze(-1)  # [M * B, T, S]
+        so_far = spoken.cumsum(1)  # how many turns of each speaker a state has seen, this one included
+        seen = [so_far] if causal else [so_far, so_far[:, -1:] - so_far + spoken]  # the second from the end
+        step = torch.stack([each[dialogue, turn] for each in seen], 1)  # [M * N, ways, S]
+        ways, num_speakers = step.shape[1:]
+        way, speaker = (torch.arange(n, device=mask.device) for n in (ways, num_speakers))
+        sequence = (dialogue.view(-1, 1, 1) * ways + way.view(-1, 1)) * num_speakers + speaker
+        sequences = len(mask) * ways * num_speakers
+        rows = step * sequences + sequence
+        own = rows.gather(2, speakers[mask].view(-1, 1, 1).expand(-1, ways, 1))
+        has = None
+        if batch.modality_mask:
+            has = torch.stack([batch.has(m)[batch.mask] for m in modalities]).unsqueeze(-1)
+        return cls(int(so_far.max()) + 1, sequences, own.flatten(), rows.flatten(0, 1), has)
+
+
 class SpeakerRecurrence(nn.Module):
     """One running state for each speaker of the dialogue, past and future, read by every utterance.
 
@@ -98,66 +141,50 @@ class SpeakerRecurrence(nn.Module):
 
         h_t = (1 - z_t) * h_{t-1} + z_t * W x_t    at the speaker's turns, elsewhere h_{t-1}
 
-    An utterance reads its own speaker's state beside the sum of the other speakers' states.
-
-    Shapes:
-        x: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``; result: ``[N, 2d]``.
+    An utterance reads its own speaker's state beside the sum of the other speakers' states. Where it lacks the modality
+    it changes no state.
 
     Args:
         channels: Width; even.
-        causal: Whether all states run forward, so that no utterance hears what comes after it.
     """
 
-    def __init__(self, channels: int, causal: bool = False):
+    def __init__(self, channels: int):
         super().__init__()
-        self.causal = causal
         self.gate = nn.Linear(channels, channels)
         self.candidate = nn.Linear(channels, channels)
         # Gates begin between closed and half open, so that memories of many lengths are there from the start.
         nn.init.uniform_(self.gate.bias, -3, 0)
 
-    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
-        """The states each utterance reads; see the class."""
-        dialogue, turn = mask.nonzero(as_tuple=True)
-        spoken = F.one_hot(speakers) * mask.unsqueeze(-1)  # [B, T, S]
-        so_far = spoken.cumsum(1)  # how many turns of each speaker a state has seen, this one included
-        seen = [so_far] if self.causal else [so_far, so_far[:, -1:] - so_far + spoken]  # the second from the end
-        places = torch.stack([each[dialogue, turn] for each in seen], 1)  # [N, ways, S]
-        ways, num_speakers = places.shape[1:]
-        # A sequence for each way and speaker, of that speaker's turns alone, behind a row of zeros.
-        way = torch.arange(ways, device=x.device).view(-1, 1)
-        sequence = (dialogue.view(-1, 1, 1) * ways + way) * num_speakers + torch.arange(num_speakers, device=x.device)
-        shape = (int(so_far.max()) + 1, len(mask) * ways * num_speakers, x.shape[-1] // ways)
-        rows = places * shape[1] + sequence
-        own = rows.gather(2, speakers[mask].view(-1, 1, 1).expand(-1, ways, 1)).flatten()
-
-        gate = torch.sigmoid(self.gate(x))
+    @staticmethod
+    def each(states: Sequence[SpeakerRecurrence], x: Tensor, turns: SpeakerTurns) -> Tensor:
+        """The states that each utterance ``x [M, N, d]`` reads, ``[M, N, 2d]``, by M recurrences."""
+        gate = torch.sigmoid(each([s.gate for s in states], x))
+        keep, update = 1 - gate, gate * each([s.candidate for s in states], x)
+        if turns.has is not None:
+            keep, update = keep.masked_fill(~turns.has, 1), update.masked_fill(~turns.has, 0)
+        shape = (turns.steps, turns.sequences, x.numel() // len(turns.own))
         keep, update = (
-            x.new_zeros(shape).flatten(0, 1).index_copy(0, own, values.reshape(-1, shape[2])).view(shape)
-            for values in (1 - gate, gate * self.candidate(x))
+            x.new_zeros(shape).flatten(0, 1).index_copy_(0, turns.own, values.reshape(-1, shape[2])).view(shape)
+            for values in (keep, update)
         )
-        states = gated_recurrence(keep, update).flatten(0, 1)
-        mine = states.index_select(0, own).view_as(x)
-        every = F.embedding_bag(rows.flatten(0, 1), states, mode="sum").view_as(x)
+        found = gated_recurrence(keep, update).flatten(0, 1)
+        mine = found.index_select(0, turns.own).view_as(x)
+        every = F.embedding_bag(turns.every, found, mode="sum").view_as(x)
         return torch.cat([mine, every - mine], dim=-1)
 
 
 class SpeakerLayer(nn.Module):
     """A residual layer: speakers' states, then a feed-forward layer, each behind layer normalisation and dropout.
 
-    Shapes:
-        x, result: ``[N, d]``, the real utterances; mask, speakers: ``[B, T]``.
-
     Args:
         channels: Width; even.
         dropout: Probability, between 0 and 1.
-        causal: As `SpeakerRecurrence`.
     """
 
-    def __init__(self, channels: int, dropout: float, causal: bool = False):
+    def __init__(self, channels: int, dropout: float):
         super().__init__()
         self.norm_states = nn.LayerNorm(channels)
-        self.states = SpeakerRecurrence(channels, causal)
+        self.states = SpeakerRecurrence(channels)
         self.read = nn.Linear(2 * channels, channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(channels),
@@ -169,10 +196,14 @@ class SpeakerLayer(nn.Module):
         )
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
-        """The block; see the class."""
-        x = x + self.dropout(self.read(self.states(self.norm_states(x), mask, speakers)))
-        return x + self.feed_forward(x)
+    @staticmethod
+    def each(layers: Sequence[SpeakerLayer], x: Tensor, turns: SpeakerTurns) -> Tensor:
+        """What M layers make of ``x [M, N, d]``, of the same shape; see the class."""
+        heard = SpeakerRecurrence.each(
+            [layer.states for layer in layers], each([layer.norm_states for layer in layers], x), turns
+        )
+        x = x + layers[0].dropout(each([layer.read for layer in layers], heard))
+        return x + each([layer.feed_forward for layer in layers], x)
 
 
 class SpeakerEncoder(nn.Module):
@@ -181,27 +212,82 @@ class SpeakerEncoder(nn.Module):
     A directed acyclic graph each way, after DAG-ERC (arXiv 2105.12907): each speaker's last turn is a neighbour of an
     utterance, and through it all of that speaker's turns. `SpeakerRecurrence` says how.
 
-    Shapes:
-        x, result: ``[B, T, channels]``, the result normalised by layer, 0 where padded; mask, speakers: ``[B, T]``.
-
     Args:
         channels: Width; even.
         blocks: How many `SpeakerLayer` deep.
         dropout: Probability, between 0 and 1.
-        causal: As `SpeakerRecurrence`.
     """
 
-    def __init__(self, channels: int, blocks: int, dropout: float, causal: bool = False):
+    def __init__(self, channels: int, blocks: int, dropout: float):
         super().__init__()
-        self.blocks = nn.ModuleList(SpeakerLayer(channels, dropout, causal) for _ in range(blocks))
+        self.blocks = nn.ModuleList(SpeakerLayer(channels, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
-        """The encoded features; see the class."""
-        nodes = real(x, mask)
-        for block in self.blocks:
-            nodes = block(nodes, mask, speakers)
-        return padded(self.norm(nodes), mask)
+
+class SpeakerEncoders(nn.ModuleDict):
+    """A `SpeakerEncoder` a modality, all of one shape, that run as one: fewer operations, each on more numbers.
+
+    Args:
+        encoders: By modality.
+        causal: Whether all states run forward, so that no utterance hears what comes after it.
+    """
+
+    def __init__(self, encoders: Mapping[str, SpeakerEncoder], causal: bool = False):
+        super().__init__(encoders)
+        self.causal = causal
+
+    def forward(self, fused: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Encoded features of each modality, normalised by layer; they mean nothing where it is missing.
+
+        Shapes:
+            fused, result: modality to ``[B, T, channels]``.
+        """
+        turns = SpeakerTurns.of(batch, tuple(self), self.causal)
+        encoders = list(self.values())
+        x = torch.stack([real(fused[m], batch.mask) for m in self])
+        for layers in zip(*(encoder.blocks for encoder in encoders), strict=True):
+            x = SpeakerLayer.each(layers, x, turns)
+        x = each([encoder.norm for encoder in encoders], x)
+        return {m: padded(rows, batch.mask) for m, rows in zip(self, x, strict=True)}
+
+
+def each(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What M layers of one kind make of ``x [M, N, …]``, each of its own part, as one tensor."""
+    first = layers[0]
+    if isinstance(first, nn.Sequential):
+        for parts in zip(*layers, strict=True):
+            x = each(parts, x)
+        return x
+    if isinstance(first, nn.Linear):
+        return _EachLinear.apply(x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
+    if isinstance(first, nn.LayerNorm):
+        weight, bias = (torch.stack(p).unsqueeze(1) for p in zip(*((n.weight, n.bias) for n in layers), strict=True))
+        return torch.addcmul(bias, F.layer_norm(x, first.normalized_shape, eps=first.eps), weight)
+    return first(x)  # nothing in it is learnt, so all are the same
+
+
+class _EachLinear(torch.autograd.Function):
+    """`each` of linear layers: a product for each, for `baddbmm` of so few shares them out badly among threads."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        weights, biases = parameters[: len(x)], parameters[len(x) :]
+        ctx.save_for_backward(x, *weights)
+        result = x.new_empty(*x.shape[:2], len(biases[0]))
+        for part, weight, bias, out in zip(x, weights, biases, result, strict=True):
+            torch.addmm(bias, part, weight.t(), out=out)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, *weights = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        back = torch.empty_like(x)
+        for part, weight, out in zip(gradient, weights, back, strict=True):
+            torch.mm(part, weight, out=out)
+        of_weights = [part.t() @ given for part, given in zip(gradient, x, strict=True)]
+        return back, *of_weights, *gradient.sum(1)
 
 
 def real(x: Tensor, mask: Tensor) -> Tensor:
@@ -212,7 +298,7 @@ def real(x: Tensor, mask: Tensor) -> Tensor:
 def padded(x: Tensor, mask: Tensor) -> Tensor:
     """Real utterances ``[N, d]`` at their places in dialogues, 0 elsewhere, ``[B, T, d]``."""
     result = x.new_zeros(mask.numel(), x.shape[-1])
-    return result.index_copy(0, places(mask), x).view(*mask.shape, -1)
+    return result.index_copy_(0, places(mask), x).view(*mask.shape, -1)
 
 
 def places(mask: Tensor) -> Tensor:
@@ -296,7 +382,7 @@ class ChannelNorm(nn.BatchNorm1d):
 
 
 class FeedForward(nn.Module):
-    """A residual feed-forward layer behind layer normalisation.
+    """A residual feed-forward layer behind layer normalisation, half as wide inside.
 
     Shapes:
         x, result: ``[N, channels]``.
@@ -306,9 +392,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.LayerNorm(channels),
-            nn.Linear(channels, channels),
+            nn.Linear(channels, channels // 2),
             nn.GELU(),
-            nn.Linear(channels, channels, bias=False),
+            nn.Linear(channels // 2, channels, bias=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -905,13 +991,8 @@ class GANFFN(nn.Module):
         self.fusion = fusion
         self.classifier = classifier
         self.edges = any(classifier.window)
-        self.speaker_encoders = nn.ModuleDict(
-            {
-                m: SpeakerEncoder(fusion.fused_channels, speaker_layers, dropout, causal)
-                for m in fusion.generators
-                if speaker_layers
-            }
-        )
+        encoders = {m: SpeakerEncoder(fusion.fused_channels, speaker_layers, dropout) for m in fusion.generators}
+        self.speaker_encoders = SpeakerEncoders(encoders if speaker_layers else {}, causal)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits; see the class."""
@@ -939,7 +1020,7 @@ class GANFFN(nn.Module):
     def encoded(self, batch: Batch) -> dict[str, Tensor]:
         """Each modality's fused features as its speaker encoder has them, ``[B, T, fused_channels]``."""
         fused = self.fusion(batch)
-        return {m: graph(fused[m], batch.has(m), batch.speakers) for m, graph in self.speaker_encoders.items()} or fused
+        return self.speaker_encoders(fused, batch) if self.speaker_encoders else fused
 
     def nodes(self, batch: Batch, encoded: Mapping[str, Tensor], modalities: Sequence[str]) -> Tensor:
         """These modalities of each utterance as one, ``[B, T, fused_channels]``."""

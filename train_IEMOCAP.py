@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +72,7 @@ from parallel import LostProcessError, complain
 from utils import AveragedWeights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
-REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators' in the reference; here 1
+DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators', as in the reference
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
@@ -145,11 +144,12 @@ def train_adversarial_fusion(
     generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.translators])
     lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
     generator_optimizer = utils.AdamW(generating.parameters(), lr, weight_decay=weight_decay)
+    steps = max(2, epochs * len(loader))
+    rise = max(WARM_UP, 1.5 / steps)  # of ten steps torch divides by 10 * 0.1 - 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        generator_optimizer, lr, total_steps=max(1, epochs) * len(loader), pct_start=WARM_UP, cycle_momentum=False
+        generator_optimizer, lr, total_steps=steps, pct_start=rise, cycle_momentum=False
     )
-    ratio = 1.0 if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
-    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * lr)
+    discriminator_optimizer = optimizer_of_discriminators(fusion, DISCRIMINATOR_LR_RATIO * lr)
     parts = {
         "fusion": fusion,
         "average": average,
@@ -162,34 +162,32 @@ def train_adversarial_fusion(
     for epoch in run.epochs("stage 1", done, epochs):
         started = time.perf_counter()
         fusion.train()
-        losses = []
+        losses, norms = [], []
         for step, (_, batch) in enumerate(parallel.deal(loader, replace(settings.augmentation, noise=0.0)), 1):
             batch = batch.to(settings.run.device)
-            where = f"epoch {epoch} of stage 1, step {step}"
 
             discriminator_losses, generator_losses, norm = adversarial_step(
-                fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer, where
+                fusion, batch, fusion(batch), weights, discriminator_optimizer, generator_optimizer
             )
             schedule.step()
             average.update_parameters(fusion.generators)
 
             losses.append(
-                parallel.summed(
-                    {f"{m}_G_loss": terms["adversarial"].item() for m, terms in generator_losses.items()}
-                    | {f"{k}_D_loss": loss.item() for k, loss in discriminator_losses.items()}
-                    | {
-                        f"{m}_{name}": terms[name].item()
-                        for name in weights
-                        if name != "adversarial"
-                        for m, terms in generator_losses.items()
-                    }
-                )
-                | {"D_gradient_norm": utils.gradient_norm(fusion.discriminators.parameters())}
-                | {"G_gradient_norm": norm.item()}
+                {f"{m}_G_loss": terms["adversarial"] for m, terms in generator_losses.items()}
+                | {f"{k}_D_loss": loss for k, loss in discriminator_losses.items()}
+                | {
+                    f"{m}_{name}": terms[name]
+                    for name in weights
+                    if name != "adversarial"
+                    for m, terms in generator_losses.items()
+                }
             )
-            run.stop_here(where)
-        finite_weights(fusion, where)
-        means = {name: float(np.mean([step[name] for step in losses])) for name in losses[0]}
+            norms.append(
+                {"D_gradient_norm": utils.gradient_norm(fusion.discriminators.parameters()), "G_gradient_norm": norm}
+            )
+            run.stop_here(f"epoch {epoch} of stage 1, step {step}")
+        means = utils.means_of_steps(losses, norms, f"epoch {epoch} of stage 1")
+        finite_weights(fusion, f"epoch {epoch} of stage 1")
         means |= discriminators_right(fusion, batch) | {"learning_rate": schedule.get_last_lr()[0]}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
@@ -210,21 +208,17 @@ def adversarial_step(
     weights: Mapping[str, float],
     discriminator_optimizer: torch.optim.Optimizer,
     generator_optimizer: torch.optim.Optimizer,
-    where: str,
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], Tensor]:
     """A step of the discriminators, then one of the generators.
 
     Returns:
         The losses of the discriminators by modality, those of the generators by modality and name, and the norm of the
         generators' gradients before they are clipped.
-
-    Raises:
-        TrainingError: If a loss or a gradient is not finite.
     """
     # Discriminators: tell a modality's fused features from the others'.
     discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)
     discriminator_optimizer.zero_grad()
-    finite(sum(discriminator_losses.values()), where).backward()
+    sum(discriminator_losses.values()).backward()
     parallel.sum_gradients(fusion.discriminators.parameters())
     discriminator_optimizer.step()
 
@@ -233,9 +227,9 @@ def adversarial_step(
     loss = sum(weights[name] * term for terms in generator_losses.values() for name, term in terms.items())
     generator_optimizer.zero_grad()
     generating = [p for group in generator_optimizer.param_groups for p in group["params"]]
-    finite(loss, where).backward(inputs=generating)  # the discriminators get no gradient from this half
+    loss.backward(inputs=generating)  # the discriminators get no gradient from this half
     parallel.sum_gradients(generating)
-    norm = finite(nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT), where, "norm of the gradients")
+    norm = nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT)
     generator_optimizer.step()
     return discriminator_losses, generator_losses, norm
 
@@ -278,7 +272,6 @@ def train_classifier(
         losses, norms, labels, probabilities = [], [], [], []
         for step, (_, batch) in enumerate(parallel.deal(loader, settings.augmentation), 1):
             batch = batch.to(device)
-            where = f"epoch {epoch} of stage 2, step {step}"
             logits, *unimodal = network.readings(batch) if flags.unimodal_loss else [network(batch)]
             shift = 0.0
             if adjustment:
@@ -289,21 +282,21 @@ def train_classifier(
             )
             loss = (loss + flags.unimodal_loss * sum(others)) / (1 + flags.unimodal_loss * len(others))
             optimizer.zero_grad()
-            finite(loss, where).backward()
+            loss.backward()
             parallel.sum_gradients(learning)
-            norm = finite(nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT), where, "norm of the gradients")
+            norms.append({"gradient_norm": nn.utils.clip_grad_norm_(learning, CLIP_GRADIENT)})
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
-            losses.append(parallel.summed({"loss": loss.item()})["loss"])
-            norms.append(norm.item())
-            labels.append(batch.labels[batch.labelled].cpu())
-            probabilities.append(logits.detach()[batch.labelled].softmax(-1).cpu())
-            run.stop_here(where)
+            losses.append({"train_loss": loss})
+            labels.append(batch.labels[batch.labelled])
+            probabilities.append(logits.detach()[batch.labelled].softmax(-1))
+            run.stop_here(f"epoch {epoch} of stage 2, step {step}")
+        where = f"epoch {epoch} of stage 2"
+        means = utils.means_of_steps(losses, norms, where)
         finite_weights(network, where)
-        every = (torch.cat(parallel.gathered(parts)).numpy() for parts in (labels, probabilities))
-        train_f1 = utils.weighted_f1(*every)
-        row = {"epoch": epoch, "train_loss": float(np.mean(losses)), "train_weighted_f1": train_f1}
+        every = (torch.cat(parallel.gathered([torch.cat(parts).cpu()])).numpy() for parts in (labels, probabilities))
+        row = {"epoch": epoch, "train_loss": means["train_loss"], "train_weighted_f1": utils.weighted_f1(*every)}
         for split in ("valid", *(["test"] if settings.run.report_best_test else [])):
             if split in data:
                 scored = utils.labelled(*evaluate(average.module, data[split]))
@@ -316,7 +309,7 @@ def train_classifier(
         finite(torch.from_numpy(evaluate(average.module, [glance])[1]).sum(), where, "output")
         if best_epoch([*run.history["classifier"], row]) == epoch:
             run.keep(average.module.state_dict())
-        row |= {"gradient_norm": float(np.mean(norms)), "learning_rate": schedule.get_last_lr()[0]}
+        row |= {"gradient_norm": means["gradient_norm"], "learning_rate": schedule.get_last_lr()[0]}
         run.log("classifier", {**row, "seconds": time.perf_counter() - started})
         run.save("classifier", epoch, parts)
 

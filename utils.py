@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from sklearn.metrics import (
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+import parallel
 from dataloader import IGNORE_LABEL
 from files import InputError, TrainingError, printable
 
@@ -209,18 +210,19 @@ class AveragedWeights(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the weights after a step in; torch's own takes several times as long, tensor by tensor."""
+        """Take the weights after a step in, but for those at rest; torch's own takes several times as long."""
         share = (1 - self.decay) / (1 - self.decay ** (int(self.n_averaged) + 1))
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), share)
+        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+        averages, weights = zip(*((mine, its) for mine, its in pairs if its.requires_grad), strict=True)
+        torch._foreach_lerp_(averages, weights, share)
         for averaged, current in zip(self.module.buffers(), model.buffers(), strict=True):
             averaged.copy_(current)
         self.n_averaged += 1
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> float:
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """The norm of all gradients that weights hold."""
-    held = [p.grad for p in parameters if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(held)) if held else 0.0
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def finite(value: Tensor, where: str, name: str = "loss") -> Tensor:
@@ -234,6 +236,25 @@ def finite(value: Tensor, where: str, name: str = "loss") -> Tensor:
             f"{where}: the {name} is {value.item()}; the last checkpoint is kept; lower the learning rate"
         )
     return value
+
+
+def means_of_steps(
+    losses: Sequence[Mapping[str, Tensor]], norms: Sequence[Mapping[str, Tensor]], where: str
+) -> dict[str, float]:
+    """What the steps of an epoch came to on average, by name: losses, those of all processes, and norms of gradients.
+
+    To be called once an epoch, since a device waits whenever a number is read from it.
+
+    Raises:
+        TrainingError: If one is not finite; it names the first step.
+    """
+    steps = [loss | norm for loss, norm in zip(losses, norms, strict=True)]
+    figures = torch.stack([torch.stack(list(step.values())).detach() for step in steps]).cpu().double()
+    for number, row in enumerate(figures, 1):
+        for name, value in zip(steps[0], row, strict=True):
+            finite(value, f"{where}, step {number}", "norm of the gradients" if name in norms[0] else "loss")
+    means = dict(zip(steps[0], figures.mean(0).tolist(), strict=True))
+    return means | parallel.summed({name: means[name] for name in losses[0]})
 
 
 def finite_weights(module: nn.Module, where: str) -> None:

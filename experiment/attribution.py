@@ -61,30 +61,25 @@ def attribute(network: GANFFN, dialogues: Sequence[Dialogue], most: int = 3) -> 
     last = []
     for batch in batches(dialogues, BATCH_SIZE):
         batch = batch.to(device)
-        seen: dict[str, tuple[Tensor, ...]] = {}
-        hooks = [
-            network.classifier.register_forward_pre_hook(lambda _, given, seen=seen: seen.update(nodes=given)),
-            network.classifier.classify[-1].register_forward_pre_hook(
-                lambda _, given, seen=seen: seen.update(last=given)
-            ),
-        ]
-        try:
-            probabilities = network(batch)[batch.mask].softmax(-1)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        last.append(seen["last"][0].cpu())
+        batch = batch if network.edges else batch.isolated()
+        encoded = network.encoded(batch)
+
+        def answers(heard: Batch, encoded: Mapping[str, Tensor] = encoded) -> tuple[Tensor, Tensor, Tensor]:
+            nodes = network.nodes(heard, encoded, tuple(encoded))
+            read = network.classifier.last_layer(nodes, heard.mask, heard.speakers)
+            return nodes, read, network.classifier.classify[-1](read).softmax(-1)
+
+        x, read, probabilities = answers(batch)
+        last.append(read.cpu())
         answer = probabilities.argmax(-1, keepdim=True)
         for m, parts in changes.items():
-            p = network(without(batch, m))[batch.mask].softmax(-1)
-            change = (p - probabilities).gather(1, answer).squeeze(1)
+            change = (answers(without(batch, m))[2] - probabilities).gather(1, answer).squeeze(1)
             parts.append(change.masked_fill(~batch.has(m)[batch.mask], torch.nan).cpu())
         if network.edges and network.classifier.convolutions:
-            x, mask, speakers = seen["nodes"]
-            edges, change = edge_changes(network, x, mask, speakers, answer.squeeze(1))
-            neighbours += _most(edges, change, int(mask.sum()), most)
+            edges, change = edge_changes(network, x, batch.mask, batch.speakers, answer.squeeze(1))
+            neighbours += _most(edges, change, len(read), most)
         else:
-            neighbours += [[] for _ in range(int(batch.mask.sum()))]
+            neighbours += [[] for _ in range(len(read))]
     modalities = {m: torch.cat(parts).double().numpy() for m, parts in changes.items()}
     return Attribution(modalities, neighbours, torch.cat(last).numpy())
 

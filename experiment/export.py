@@ -25,7 +25,7 @@ from model import (
     GANFFN,
     GENERATORS,
     NodalAttention,
-    SpeakerEncoder,
+    SpeakerEncoders,
     SpeakerLayer,
     TransformerGenerator,
     sinusoids,
@@ -87,7 +87,7 @@ class PortableMember(nn.Module):
             x = x.float().masked_fill(~has[m].unsqueeze(-1), 0)
             x = generate(generator, x, same & has[m].unsqueeze(1), has[m], network.edges)
             if m in network.speaker_encoders:
-                x = encode(network.speaker_encoders[m], x, same & has[m].unsqueeze(1), has[m], network.edges)
+                x = encode(network.speaker_encoders, m, x, same & has[m].unsqueeze(1), has[m], network.edges)
             total = total + x * has[m].unsqueeze(-1)
             count = count + has[m].long()
         nodes = total * (len(has) / count.clamp(min=1)).unsqueeze(-1)
@@ -137,34 +137,32 @@ def attend(attention: nn.MultiheadAttention, x: Tensor, seen: Tensor) -> Tensor:
     return attention.out_proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
 
 
-def encode(encoder: SpeakerEncoder, x: Tensor, same: Tensor, has: Tensor, edges: bool) -> Tensor:
-    """What a `SpeakerEncoder` makes of fused features ``[B, T, d]``; ``same`` and ``has`` as `generate` takes them."""
+def encode(encoders: SpeakerEncoders, m: str, x: Tensor, same: Tensor, has: Tensor, edges: bool) -> Tensor:
+    """Encoded features of modality m from fused ones, ``[B, T, d]``; ``same`` and ``has`` as `generate` takes them."""
     turn = torch.arange(x.shape[1], device=x.device)
     here, there = turn.unsqueeze(1), turn.unsqueeze(0)
     none = x.shape[1]  # the number of a row of zeros behind the turns
     before = torch.where(same & (there < here), there, -1).amax(-1)
     before = torch.where(before < 0, none, before)
     after = torch.where(same & (there > here), there, none).amin(-1)
-    for layer in encoder.blocks:
-        x = speaker_layer(layer, x, before, after, has, edges)
-    return encoder.norm(x)
+    for layer in encoders[m].blocks:
+        x = speaker_layer(layer, x, (before,) if encoders.causal else (before, after), has, edges)
+    return encoders[m].norm(x)
 
 
-def speaker_layer(layer: SpeakerLayer, x: Tensor, before: Tensor, after: Tensor, has: Tensor, edges: bool) -> Tensor:
+def speaker_layer(layer: SpeakerLayer, x: Tensor, pointers: Sequence[Tensor], has: Tensor, edges: bool) -> Tensor:
     """What a `SpeakerLayer` makes of turns.
 
     Args:
         layer: The layer.
         x: ``[B, T, d]``.
-        before: The same speaker's last turn, ``[B, T]``; T where there is none.
-        after: The same speaker's next turn.
+        pointers: The same speaker's last turn, ``[B, T]``, and unless causal the next; T where there is none.
         has: Which turns count, ``[B, T]``.
         edges: Whether turns are heard beside each other.
     """
     normed = layer.norm_states(x)
     gate = torch.sigmoid(layer.states.gate(normed)) * has.unsqueeze(-1)
     keep, update = (1 - gate) * has.unsqueeze(-1), gate * layer.states.candidate(normed)
-    pointers = (before,) if layer.states.causal else (before, after)
     own, all_states = states(keep, update, pointers, has)
     others = all_states - own if edges else torch.zeros_like(own)
     x = x + layer.read(torch.cat([own, others], -1))

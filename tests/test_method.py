@@ -180,7 +180,7 @@ def test_each_step_leaves_the_weights_of_the_other_side_alone(network, batch):
 
     for name, optimizer in optimizers.items():
         optimizer.step = telling(name, optimizer.step)
-    train_IEMOCAP.adversarial_step(fusion, batch, fusion(batch), fusion.loss_weights(0.1), *optimizers.values(), "here")
+    train_IEMOCAP.adversarial_step(fusion, batch, fusion(batch), fusion.loss_weights(0.1), *optimizers.values())
     # A relativistic discriminator's last bias cancels out of its loss: what moves it is rounding.
     names = {f"discriminators.{n}" for n, _ in fusion.discriminators.named_parameters() if "4.bias" not in n}
     assert {n for n in changed["discriminators"] if "4.bias" not in n} == names
@@ -198,7 +198,7 @@ def test_the_norm_that_is_logged_is_that_before_clipping(network, batch, monkeyp
         generating = nn.ModuleList([fusion.generators, fusion.decoders])
         optimizers = train_IEMOCAP.optimizer_of_discriminators(fusion, 0.0), torch.optim.SGD(generating.parameters(), 0)
         weights = fusion.loss_weights(0.1)
-        norms.append(train_IEMOCAP.adversarial_step(fusion, batch, fusion(batch), weights, *optimizers, "here")[2])
+        norms.append(train_IEMOCAP.adversarial_step(fusion, batch, fusion(batch), weights, *optimizers)[2])
         held = utils.gradient_norm(generating.parameters())
     assert norms[0] == pytest.approx(norms[1]) and held == pytest.approx(1e-3, rel=1e-3) and norms[1] > 1e-2
 
@@ -324,6 +324,13 @@ def test_what_is_kept_of_both_stages_is_the_average(features, tmp_path, monkeypa
     )
     learnt = (generators - rests) | {n for n in of_network if n.startswith(("speaker_encoders", "classifier"))}
     assert moved(weights(run), last["network"]) >= {n for n in learnt if n.endswith("weight")}
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_a_stage_1_of_few_steps_has_a_schedule(steps, features, tmp_path):
+    run = train(tmp_path / "a", "--features", features, *SHORT, "--batch-size", "10", "--GAN-epochs", steps)
+    rates = pd.read_csv(run / "GAN_loss.csv")["learning_rate"]
+    assert len(rates) == steps and rates.between(0, Settings().fusion.lr).all()
 
 
 def test_training_learns(tmp_path):

@@ -74,7 +74,7 @@ def batch(corpus):
 
 def heard(network, batch):
     """What the text of each utterance has come to before modalities are summed, ``[B, T, d]``."""
-    return network.speaker_encoders["text"](network.fusion(batch)["text"], batch.has("text"), batch.speakers)
+    return network.speaker_encoders(network.fusion(batch), batch)["text"]
 
 
 def filled(batch, value):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import model
 from dataloader import Batch, Standardiser, collate
@@ -16,7 +17,9 @@ from model import (
     Dropout,
     GraphEmotionClassifier,
     SpeakerEncoder,
+    SpeakerEncoders,
     SpeakerRecurrence,
+    SpeakerTurns,
     dialogue_edges,
     gated_recurrence,
     padded,
@@ -84,24 +87,47 @@ def test_the_graph_convolution_is_that_of_pytorch_geometric(num_speakers):
 @pytest.mark.parametrize("causal", [False, True])
 def test_speakers_states_are_those_of_their_own_turns_and_the_others_sum(causal):
     torch.manual_seed(0)
-    layer = SpeakerRecurrence(4, causal)
+    layers = {m: SpeakerRecurrence(4) for m in DIMS}
     mask = torch.arange(9) < torch.tensor([[9], [6]])
-    mask[0, 2] = False  # a turn that lacks the modality
+    has = {m: mask.clone() for m in DIMS}
+    has["text"][0, 2] = False  # a turn that lacks the modality
     speakers = torch.randint(3, mask.shape)
-    x = torch.randn(int(mask.sum()), 4)
-    gates = padded(layer.gate(x).sigmoid(), mask)
-    updates = gates * padded(layer.candidate(x), mask)
-    expected = torch.zeros(2, 9, 8)
-    for b in range(2):
-        for half, order in ((slice(0, 2), range(9)), (slice(2, 4), range(9) if causal else reversed(range(9)))):
-            states = torch.zeros(3, 2)
-            for t in order:
-                s = speakers[b, t]
-                if mask[b, t]:
-                    states[s] = (1 - gates[b, t, half]) * states[s] + updates[b, t, half]
-                expected[b, t, half] = states[s]
-                expected[b, t, 4:][half] = states.sum(0) - states[s]
-    assert torch.allclose(layer(x, mask, speakers), expected[mask], atol=1e-6)
+    batch = Batch(("a", "b"), {}, mask, speakers, torch.zeros_like(speakers), has)
+    x = torch.randn(len(DIMS), int(mask.sum()), 4)
+    found = SpeakerRecurrence.each(list(layers.values()), x, SpeakerTurns.of(batch, list(DIMS), causal))
+    for m, rows, result in zip(DIMS, x, found, strict=True):
+        gates = padded(layers[m].gate(rows).sigmoid(), mask)
+        updates = gates * padded(layers[m].candidate(rows), mask)
+        expected = torch.zeros(2, 9, 8)
+        for b in range(2):
+            for half, order in ((slice(0, 2), range(9)), (slice(2, 4), range(9) if causal else reversed(range(9)))):
+                states = torch.zeros(3, 2)
+                for t in order:
+                    s = speakers[b, t]
+                    if has[m][b, t]:
+                        states[s] = (1 - gates[b, t, half]) * states[s] + updates[b, t, half]
+                    expected[b, t, half] = states[s]
+                    expected[b, t, 4:][half] = states.sum(0) - states[s]
+        assert torch.allclose(result, expected[mask], atol=1e-6)
+
+
+def test_each_layer_reads_its_own_part():
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Sequential(
+            torch.nn.LayerNorm(5), torch.nn.Linear(5, 7), torch.nn.GELU(), torch.nn.Linear(7, 3)
+        ).double()
+        for _ in range(3)
+    ]
+    for norm, *_ in layers:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    weights = [p for layer in layers for p in layer.parameters()]
+    together, alone = model.each(layers, x), torch.stack([layer(part) for layer, part in zip(layers, x, strict=True)])
+    assert torch.allclose(together, alone)
+    found, expected = (torch.autograd.grad(y.square().sum(), [x, *weights]) for y in (together, alone))
+    assert all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
@@ -300,9 +326,10 @@ def test_more_speakers_than_the_network_knows_and_single_utterances_pass(network
 
 
 def test_a_long_dialogue_keeps_states_and_gradients_finite():
-    graph = SpeakerEncoder(8, 2, dropout=0.4)
+    graph = SpeakerEncoders({"text": SpeakerEncoder(8, 2, dropout=0.4)})
     x = torch.randn(1, 500, 8, requires_grad=True)
-    out = graph(x, torch.ones(1, 500, dtype=torch.bool), torch.zeros(1, 500, dtype=torch.long))
+    zeros = torch.zeros(1, 500, dtype=torch.long)
+    out = graph({"text": x}, Batch(("a",), {}, zeros == 0, zeros, zeros))["text"]
     out.square().sum().backward()
     assert out.isfinite().all()
     assert np.isfinite(x.grad.numpy()).all()
