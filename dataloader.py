@@ -35,6 +35,7 @@ class Dialogue:
         speakers: Name of each utterance's speaker, n strings.
         sentences: Transcript of each utterance, n strings.
         utterances: Name of each utterance, n strings.
+        shared: Modality to the shared channels of the fused features ``[n, channels]``, once they stay as they are.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Dialogue:
     speakers: tuple[str, ...]
     sentences: tuple[str, ...]
     utterances: tuple[str, ...]
+    shared: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,6 +68,7 @@ class Dialogue:
             speakers=self.speakers[:turns],
             sentences=self.sentences[:turns],
             utterances=self.utterances[:turns],
+            shared={m: x[:turns] for m, x in self.shared.items()},
         )
 
 
@@ -321,6 +324,7 @@ class Batch:
         speakers: Speaker numbers within the dialogue, long ``[B, T]``, zero where padded.
         labels: Classes, long ``[B, T]``, `IGNORE_LABEL` where padded.
         modality_mask: Modality to True on the real utterances that have it, bool ``[B, T]``; empty where all have all.
+        shared: Modality to the shared channels of its fused features ``[B, T, channels]``; empty unless `Dialogue` has.
     """
 
     ids: tuple[str, ...]
@@ -329,6 +333,7 @@ class Batch:
     speakers: torch.Tensor
     labels: torch.Tensor
     modality_mask: dict[str, torch.Tensor] = field(default_factory=dict)
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def labelled(self) -> torch.Tensor:
@@ -414,6 +419,7 @@ class Batch:
             self.speakers[self.mask].unsqueeze(1) * 0,
             self.labels[self.mask].unsqueeze(1),
             {m: x[self.mask].unsqueeze(1) for m, x in self.modality_mask.items()},
+            {m: x[self.mask].unsqueeze(1) for m, x in self.shared.items()},
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -425,6 +431,7 @@ class Batch:
             self.speakers.to(device),
             self.labels.to(device),
             {m: x.to(device) for m, x in self.modality_mask.items()},
+            {m: x.to(device) for m, x in self.shared.items()},
         )
 
 
@@ -445,6 +452,7 @@ def collate(dialogues: Sequence[Dialogue]) -> Batch:
         speakers=pad(d.speaker_index for d in dialogues),
         labels=pad((d.labels for d in dialogues), IGNORE_LABEL),
         modality_mask={m: mask & ~lost for m, lost in missing.items()} if some else {},
+        shared={m: pad(d.shared[m] for d in dialogues) for m in dialogues[0].shared},
     )
 
 

@@ -466,11 +466,13 @@ class FusedFeatureGenerator(nn.Module):
         """What the layers read: the features beside the same less their speaker's mean, ``[B, T, 2 * in_channels]``."""
         return torch.cat([x, speaker_relative(x, mask, speakers, self.causal)], dim=-1)
 
-    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor) -> Tensor:
-        """Fused features of the modality; see the class."""
+    def forward(self, x: Tensor, mask: Tensor, speakers: Tensor, shared: Tensor | None = None) -> Tensor:
+        """Fused features of the modality; see the class. Shared channels ``[B, T, …]`` that are known are taken."""
         given = real(x, mask), *speaker_means(x, mask, speakers, self.causal)
-        encoded = self.encode(relative_linear(self.embed, *given), mask)
-        return padded(self.fuse(encoded, relative_linear(self.own[0], *given)), mask)
+        own = relative_linear(self.own[0], *given)
+        if shared is not None:
+            return padded(torch.cat([real(shared, mask), self.own[1:](own)], dim=-1), mask)
+        return padded(self.fuse(self.encode(relative_linear(self.embed, *given), mask), own), mask)
 
     def fuse(self, encoded: Tensor, own: Tensor) -> Tensor:
         """Fused features ``[N, fused_channels]`` of what `encode`, and the first layer to own channels, came to."""
@@ -622,12 +624,13 @@ class AdversarialFusion(nn.Module):
         return self.by_generator(batch, lambda generator, *given: generator(*given))
 
     def by_generator(self, batch: Batch, make: Callable[..., Tensor]) -> dict[str, Tensor]:
-        """What ``make`` returns of each generator and its modality's features, their mask and speakers."""
-        if self.context:
-            return {m: make(g, batch.features[m], batch.has(m), batch.speakers) for m, g in self.generators.items()}
-        alone = batch.isolated()
-        made = {m: make(g, alone.features[m], alone.has(m), alone.speakers) for m, g in self.generators.items()}
-        return {m: padded(x.squeeze(1), batch.mask) for m, x in made.items()}
+        """What ``make`` returns of each generator and what that is given: features, mask, speakers, what is known."""
+        seen = batch if self.context else batch.isolated()
+        made = {
+            m: make(g, seen.features[m], seen.has(m), seen.speakers, *([seen.shared[m]] if seen.shared else []))
+            for m, g in self.generators.items()
+        }
+        return made if self.context else {m: padded(x.squeeze(1), batch.mask) for m, x in made.items()}
 
     def normalised(self, batch: Batch) -> dict[str, Tensor]:
         """Fused features to compare with each other: as `forward`, every channel normalised over the modality.

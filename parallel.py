@@ -218,6 +218,7 @@ def _rows(batch: Batch, rows: Tensor, mask: Tensor) -> Batch:
         speakers=at(batch.speakers),
         labels=labels if _factor else torch.full_like(labels, IGNORE_LABEL),
         modality_mask={m: at(x) for m, x in batch.modality_mask.items()},
+        shared={m: at(x) for m, x in batch.shared.items()},
     )
 
 

@@ -13,6 +13,7 @@ from experiment.start import begin, ready
 if __name__ == "__main__":
     begin("experiment.flags")  # wrong flags and --help are answered here, before the imports that take seconds
 
+import math
 import shlex
 import sys
 import time
@@ -42,7 +43,7 @@ from experiment.console import announce, leave, say
 from experiment.corpus import NO_DATA, load_corpus
 from experiment.evaluation import best_epoch, evaluate, report
 from experiment.flags import Command, parse_args
-from experiment.fused import export_fused
+from experiment.fused import export_fused, with_shared
 from experiment.fusion_quality import quality_of_run
 from experiment.look import leave_a_look
 from experiment.plan import out_of_fold, plan, train_plan
@@ -249,23 +250,24 @@ def train_classifier(
     flags, device, classes = settings.classifier, settings.run.device, network.classifier.num_classes
     torch.manual_seed(stream(settings.run.seed, "stage 2"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 2"))
-    loader = batches(data["train"], settings.run.batch_size, shuffle)
+    steps = flags.epochs * math.ceil(len(data["train"]) / settings.run.batch_size)
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = AveragedWeights(network, EMA_DECAY)
-    if len(network.fusion.generators) > 1 and settings.fusion.takes_place:
+    at_rest = len(network.fusion.generators) > 1 and settings.fusion.takes_place
+    if at_rest:
         for generator in network.fusion.generators.values():
             generator.rest()
     # Discriminators, decoders and translators rest: they keep old gradients, and decay would move them.
     learning = nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()
     learning = [p for p in learning if p.requires_grad]
     optimizer = utils.AdamW(learning, flags.lr, weight_decay=flags.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, flags.lr, total_steps=flags.epochs * len(loader), cycle_momentum=False
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, flags.lr, total_steps=steps, cycle_momentum=False)
     parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}
     done = run.restore("classifier", parts)
-    glance = min(data["train"], key=len).first(GLANCE)
+    train = with_shared(network.fusion, data["train"]) if at_rest else data["train"]
+    loader = batches(train, settings.run.batch_size, shuffle)
+    glance = min(train, key=len).first(GLANCE)
     for epoch in run.epochs("stage 2", done, flags.epochs):
         started = time.perf_counter()
         network.train()

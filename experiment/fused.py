@@ -56,6 +56,16 @@ def extract_fused(
     return {m: torch.cat(parts).numpy() for m, parts in fused.items()}
 
 
+def with_shared(fusion: AdversarialFusion, dialogues: Sequence[Dialogue]) -> list[Dialogue]:
+    """Standardised dialogues with the shared channels of their fused features, for generators that rest."""
+    fused = extract_fused(
+        fusion, dialogues, lambda batch: {m: f[..., :SHARED_CHANNELS] for m, f in fusion(batch).items()}
+    )
+    ends = np.cumsum([len(d) for d in dialogues])[:-1]
+    parts = {m: np.split(x, ends) for m, x in fused.items()}
+    return [replace(d, shared={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)]
+
+
 def fused_corpus(
     network: AdversarialFusion | GANFFN,
     fuse: Callable[[Batch], Mapping[str, Tensor]],

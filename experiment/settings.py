@@ -353,7 +353,7 @@ class FusionSettings:
         30, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
     )
     lr: float = setting(
-        2e-3,
+        1e-3,
         Number(float, 0, 1e3, above=True),
         "--GAN-lr",
         "peak learning rate of the generators; discriminators have half of it, throughout",
@@ -409,7 +409,7 @@ class ClassifierSettings:
 
     epochs: int = setting(30, Number(int, 1, 100_000), "--epochs", "epochs of stage 2", metavar="N")
     lr: float = setting(
-        2e-3,
+        1e-3,
         Number(float, 0, 1e3, above=True),
         "--lr",
         "peak learning rate of the one-cycle schedule (arXiv 1708.07120); lower it if the loss is unsteady",
@@ -524,7 +524,7 @@ class RunSettings:
     """The run."""
 
     seed: int = setting(0, SEED, "--seed", "seed of all that is random")
-    batch_size: int = setting(24, Number(int, 1, 100_000), "--batch-size", "dialogues a step", metavar="B")
+    batch_size: int = setting(16, Number(int, 1, 100_000), "--batch-size", "dialogues a step", metavar="B")
     device: str = setting(
         "auto",
         Text(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", "auto, cpu, cuda, cuda:1 or mps"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import train_IEMOCAP
 from dataloader import Standardiser, collate
+from experiment.fused import with_shared
 from experiment.run import Run
 from feature_files import inspect, read, write_nine_tuple
 from files import InputError
@@ -70,6 +71,19 @@ def batch(corpus):
     holes = with_holes(corpus)
     standardise = Standardiser.fit(holes.split("train"))
     return collate([standardise(d) for d in holes.split("train")])
+
+
+@pytest.mark.parametrize("window", [8, 0], ids=["in their dialogue", "alone"])
+def test_shared_channels_that_are_known_change_no_answer(corpus, network, window):
+    network.edges = network.fusion.context = window > 0
+    standardise = Standardiser.fit(corpus.split("train"))
+    dialogues = [standardise(d) for d in with_holes(corpus).split("train")]
+    batch, known = collate(dialogues), with_shared(network.fusion, dialogues)
+    with torch.no_grad():
+        answers = network(batch)[batch.mask]
+        for generator in network.fusion.generators.values():
+            del generator.embed, generator.layers, generator.head  # they are not asked again
+        assert torch.allclose(network(collate(known))[batch.mask], answers, atol=1e-5)
 
 
 def heard(network, batch):
