@@ -232,6 +232,8 @@ def adversarial_step(
     parallel.sum_gradients(generating)
     norm = nn.utils.clip_grad_norm_(generating, CLIP_GRADIENT)
     generator_optimizer.step()
+    discriminator_losses = {k: loss.detach() for k, loss in discriminator_losses.items()}
+    generator_losses = {m: {name: x.detach() for name, x in terms.items()} for m, terms in generator_losses.items()}
     return discriminator_losses, generator_losses, norm
 
 
@@ -290,7 +292,7 @@ def train_classifier(
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
-            losses.append({"train_loss": loss})
+            losses.append({"train_loss": loss.detach()})
             labels.append(batch.labels[batch.labelled])
             probabilities.append(logits.detach()[batch.labelled].softmax(-1))
             run.stop_here(f"epoch {epoch} of stage 2, step {step}")

@@ -243,13 +243,13 @@ def means_of_steps(
 ) -> dict[str, float]:
     """What the steps of an epoch came to on average, by name: losses, those of all processes, and norms of gradients.
 
-    To be called once an epoch, since a device waits whenever a number is read from it.
+    To be called once an epoch, since a device waits whenever a number is read from it. Losses are detached.
 
     Raises:
         TrainingError: If one is not finite; it names the first step.
     """
     steps = [loss | norm for loss, norm in zip(losses, norms, strict=True)]
-    figures = torch.stack([torch.stack(list(step.values())).detach() for step in steps]).cpu().double()
+    figures = torch.stack([torch.stack(list(step.values())) for step in steps]).cpu().double()
     for number, row in enumerate(figures, 1):
         for name, value in zip(steps[0], row, strict=True):
             finite(value, f"{where}, step {number}", "norm of the gradients" if name in norms[0] else "loss")
