@@ -382,7 +382,7 @@ class ChannelNorm(nn.BatchNorm1d):
 
 
 class FeedForward(nn.Module):
-    """A residual feed-forward layer behind layer normalisation, half as wide inside.
+    """A residual feed-forward layer behind layer normalisation.
 
     Shapes:
         x, result: ``[N, channels]``.
@@ -392,9 +392,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.LayerNorm(channels),
-            nn.Linear(channels, channels // 2),
+            nn.Linear(channels, channels),
             nn.GELU(),
-            nn.Linear(channels // 2, channels, bias=False),
+            nn.Linear(channels, channels, bias=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ from parallel import LostProcessError, complain
 from utils import AveragedWeights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
-DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators', as in the reference
+REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators' in the reference; here 1
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
@@ -150,7 +150,8 @@ def train_adversarial_fusion(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         generator_optimizer, lr, total_steps=steps, pct_start=rise, cycle_momentum=False
     )
-    discriminator_optimizer = optimizer_of_discriminators(fusion, DISCRIMINATOR_LR_RATIO * lr)
+    ratio = 1.0 if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
+    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * lr)
     parts = {
         "fusion": fusion,
         "average": average,
@@ -213,8 +214,8 @@ def adversarial_step(
     """A step of the discriminators, then one of the generators.
 
     Returns:
-        The losses of the discriminators by modality, those of the generators by modality and name, and the norm of the
-        generators' gradients before they are clipped.
+        The losses of the discriminators by modality, those of the generators by modality and name, both detached, and
+        the norm of the generators' gradients before they are clipped.
     """
     # Discriminators: tell a modality's fused features from the others'.
     discriminator_losses = fusion.discriminator_losses(batch, fused, gamma=GRADIENT_PENALTY)

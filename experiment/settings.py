@@ -356,7 +356,7 @@ class FusionSettings:
         1e-3,
         Number(float, 0, 1e3, above=True),
         "--GAN-lr",
-        "peak learning rate of the generators; discriminators have half of it, throughout",
+        "learning rate of generators and discriminators; with --GAN-loss reference discriminators have half of it",
         metavar="LR",
     )
     weight: float = setting(
