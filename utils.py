@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -135,6 +137,12 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device or the machine has no memory left."""
     said = any(words in str(error) for words in ("can't allocate memory", "out of memory"))
     return said or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def give_memory_back() -> None:
+    """Let the operating system have what lies free between things in use: batches of many lengths leave such holes."""
+    with suppress(OSError, AttributeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def choose_determinism(always: bool) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import parallel
+import utils
 from experiment.console import Progress
 from experiment.run_directory import save_tensors, sweep, write_csv
 from experiment.tensorboard import Curves
@@ -240,6 +241,7 @@ class Run:
         """Write the newest checkpoint, if it is in memory only; the one that was newest stays beside it."""
         if self._unwritten is None or parallel.follows():
             return
+        utils.give_memory_back()
         if self._unwritten["best"]:
             save_tensors(self.checkpoints / "best.safetensors", self._unwritten["best"])
         buffer = io.BytesIO()
