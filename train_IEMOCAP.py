@@ -187,9 +187,10 @@ def train_adversarial_fusion(
             norms.append(
                 {"D_gradient_norm": utils.gradient_norm(fusion.discriminators.parameters()), "G_gradient_norm": norm}
             )
-            run.stop_here(f"epoch {epoch} of stage 1, step {step}")
+            where = f"epoch {epoch} of stage 1, step {step}"
+            run.stop_here(where)
         means = utils.means_of_steps(losses, norms, f"epoch {epoch} of stage 1")
-        finite_weights(fusion, f"epoch {epoch} of stage 1")
+        finite_weights(fusion, where)
         means |= discriminators_right(fusion, batch) | {"learning_rate": schedule.get_last_lr()[0]}
         run.log("adversarial", {"epoch": epoch, **means, "seconds": time.perf_counter() - started})
         run.save("adversarial", epoch, parts)
@@ -296,9 +297,9 @@ def train_classifier(
             losses.append({"train_loss": loss.detach()})
             labels.append(batch.labels[batch.labelled])
             probabilities.append(logits.detach()[batch.labelled].softmax(-1))
-            run.stop_here(f"epoch {epoch} of stage 2, step {step}")
-        where = f"epoch {epoch} of stage 2"
-        means = utils.means_of_steps(losses, norms, where)
+            where = f"epoch {epoch} of stage 2, step {step}"
+            run.stop_here(where)
+        means = utils.means_of_steps(losses, norms, f"epoch {epoch} of stage 2")
         finite_weights(network, where)
         every = (torch.cat(parallel.gathered([torch.cat(parts).cpu()])).numpy() for parts in (labels, probabilities))
         row = {"epoch": epoch, "train_loss": means["train_loss"], "train_weighted_f1": utils.weighted_f1(*every)}

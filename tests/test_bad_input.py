@@ -412,7 +412,7 @@ def test_stops_when_the_learning_rate_is_absurd(command, sound, tmp_path, monkey
     more = ["--batch-size", size, "--epochs", epochs]
     status, error = command("--features", sound, "--out", "run", *TWO, *more)
     assert status == 1 and error.count("\n") == 1
-    assert f"epoch 1 of stage {number}" in error
+    assert f"epoch 1 of stage {number}, step " in error
     assert not (tmp_path / "run" / "report.json").exists()
     checkpoints = tmp_path / "run" / "checkpoints"
     assert not (checkpoints / "best.safetensors").exists()
