@@ -120,7 +120,7 @@ class SpeakerTurns:
         spoken = F.one_hot(speakers) * mask.unsqueeze(-1)  # [M * B, T, S]
         so_far = spoken.cumsum(1)  # how many turns of each speaker a state has seen, this one included
         seen = [so_far] if causal else [so_far, so_far[:, -1:] - so_far + spoken]  # the second from the end
-        step = torch.stack([each[dialogue, turn] for each in seen], 1)  # [M * N, ways, S]
+        step = torch.stack([turns[dialogue, turn] for turns in seen], 1)  # [M * N, ways, S]
         ways, num_speakers = step.shape[1:]
         way, speaker = (torch.arange(n, device=mask.device) for n in (ways, num_speakers))
         sequence = (dialogue.view(-1, 1, 1) * ways + way.view(-1, 1)) * num_speakers + speaker

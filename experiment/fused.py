@@ -13,7 +13,6 @@ from torch import Tensor
 
 import feature_files
 from dataloader import Batch, Corpus, Dialogue, Standardiser, batches
-from experiment.checks import check_export
 from experiment.console import say
 from experiment.evaluation import BATCH_SIZE
 from experiment.run_directory import read_config, write_json
@@ -56,14 +55,19 @@ def extract_fused(
     return {m: torch.cat(parts).numpy() for m, parts in fused.items()}
 
 
+def by_dialogue(fused: Mapping[str, np.ndarray], dialogues: Sequence[Dialogue]) -> list[dict[str, np.ndarray]]:
+    """What `extract_fused` has made, for each of its dialogues."""
+    ends = np.cumsum([len(d) for d in dialogues])[:-1]
+    parts = zip(*(np.split(x, ends) for x in fused.values()), strict=True)
+    return [dict(zip(fused, part, strict=True)) for part in parts]
+
+
 def with_shared(fusion: AdversarialFusion, dialogues: Sequence[Dialogue]) -> list[Dialogue]:
     """Standardised dialogues with the shared channels of their fused features, for generators that rest."""
     fused = extract_fused(
         fusion, dialogues, lambda batch: {m: f[..., :SHARED_CHANNELS] for m, f in fusion(batch).items()}
     )
-    ends = np.cumsum([len(d) for d in dialogues])[:-1]
-    parts = {m: np.split(x, ends) for m, x in fused.items()}
-    return [replace(d, shared={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)]
+    return [replace(d, shared=own) for d, own in zip(dialogues, by_dialogue(fused, dialogues), strict=True)]
 
 
 def fused_corpus(
@@ -75,19 +79,15 @@ def fused_corpus(
     """A corpus with the fused features of every utterance in the places of the raw ones; see `extract_fused`."""
     dialogues = list(corpus.dialogues.values())
     fused = extract_fused(network, [standardise(d) for d in dialogues], fuse)
-    ends = np.cumsum([len(d) for d in dialogues])[:-1]
-    parts = {m: np.split(x, ends) for m, x in fused.items()}
-    features = {d.id: replace(d, features={m: parts[m][i] for m in parts}) for i, d in enumerate(dialogues)}
-    return replace(corpus, dialogues=features)
+    made = zip(dialogues, by_dialogue(fused, dialogues), strict=True)
+    return replace(corpus, dialogues={d.id: replace(d, features=own) for d, own in made})
 
 
 def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str, stage: int) -> None:
     """Write the fused features of every utterance in the places of the raw ones, and how they were made.
 
-    Raises:
-        InputError: If the run had no stage 1, or the file cannot be written.
+    Whether there are any and the file can be written is for `experiment.checks.check_export`, before the run.
     """
-    check_export(settings, corpus, path)
     config = read_config(directory)
     network = build_network(config["corpus"], settings.fusion, settings.classifier).to(settings.run.device)
     if stage == 1:
