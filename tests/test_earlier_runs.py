@@ -47,17 +47,24 @@ def refusal(capsys, *argv):
 # Resume on another machine --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gpus, said", [(1, "1 GPUs"), (2, "2 GPUs"), (0, None)])
-def test_a_run_goes_on_where_there_are_other_gpus(gpus, said, features, finished, tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def stopped(features, tmp_path_factory):
+    """The same run stopped in stage 2, to be copied."""
     save = Run.save
 
     def save_then_stop(run, stage, epoch, parts):
         save(run, stage, epoch, parts)
         run.stop_requested = (stage, epoch) == ("classifier", 1)
 
-    with monkeypatch.context() as patch:
+    directory = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save", save_then_stop)
-        run = train(tmp_path / "run", "--features", features, *SHORT, "--valid", "0.2", status=130)
+        return train(directory, "--features", features, *SHORT, "--valid", "0.2", status=130)
+
+
+@pytest.mark.parametrize("gpus, said", [(1, "1 GPUs"), (2, "2 GPUs"), (0, None)])
+def test_a_run_goes_on_where_there_are_other_gpus(gpus, said, stopped, finished, tmp_path, capsys):
+    run = shutil.copytree(stopped, tmp_path / "run")
     last = run / "checkpoints" / "last.pt"
     state = torch.load(io.BytesIO(last.read_bytes()[:-32]), weights_only=True)
     state["random"]["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * gpus
