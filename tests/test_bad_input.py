@@ -350,15 +350,13 @@ def no_visual(nine):
 
 
 LEGAL = [constant_columns, one_utterance, one_test_utterance, one_speaker, class_missing_from_train, no_visual]
-DRAWN = [constant_columns, one_test_utterance]  # with pictures, which have least to show of these
 
 
 @pytest.mark.parametrize("oddity", LEGAL)
 def test_trains_on_what_is_odd_but_legal(command, save, nine, tmp_path, oddity):
     oddity(nine)
-    looks = [] if oddity in DRAWN else ["--no-pictures"]
     status, error = command(
-        "--features", save(tuple(nine)), "--out", "run", "--class-weight", "--no-tensorboard", *BRIEF, *looks
+        "--features", save(tuple(nine)), "--out", "run", "--class-weight", "--no-tensorboard", *BRIEF
     )
     assert (status, error) == (0, "")
 
