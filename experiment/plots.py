@@ -64,8 +64,11 @@ def save(figure: plt.Figure, path: Path, formats: Sequence[str] = ("png",)) -> l
     try:
         for form in formats:
             with replacing(path.with_suffix(f".{form}")) as temporary:
-                when = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
-                figure.savefig(temporary, format=form, metadata=when)
+                if form == "png":
+                    figure.set_dpi(plt.rcParams["savefig.dpi"])
+                    figure.canvas.print_png(temporary)  # the same pixels as `savefig`, which draws everything twice
+                else:
+                    figure.savefig(temporary, format=form, metadata={"CreationDate" if form == "pdf" else "Date": None})
             written.append(path.with_suffix(f".{form}"))
     finally:
         plt.close(figure)
