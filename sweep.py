@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import utils
-from experiment.checks import check_jobs
+from experiment.checks import check_jobs, check_training
 from experiment.console import leave, say
 from experiment.corpus import load_corpus
 from experiment.jobs import Job, do_all
+from experiment.plan import plan
 from experiment.sweep_flags import Sweep, parse_args
 from files import InputError, TrainingError, complain
 from train_IEMOCAP import run_seed
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep, out = here(sweep), Path(sweep.out)
         corpus = load_corpus(sweep.settings, ["train"])
         check_jobs(sweep.jobs, sweep.settings, corpus)
+        check_training(sweep.settings, [run.corpus for run in plan(sweep.settings, corpus, None, sweep.folds, "train")])
         study = open_study(sweep, corpus)
         if sweep.jobs > 1 or sweep.cluster:
             alone = [*argv, "--jobs", "1"]

@@ -254,7 +254,7 @@ def train_classifier(
     flags, device, classes = settings.classifier, settings.run.device, network.classifier.num_classes
     torch.manual_seed(stream(settings.run.seed, "stage 2"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 2"))
-    steps = flags.epochs * math.ceil(len(data["train"]) / settings.run.batch_size)
+    steps = max(2, flags.epochs * math.ceil(len(data["train"]) / settings.run.batch_size))
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = AveragedWeights(network, EMA_DECAY)
@@ -375,7 +375,7 @@ def train(command: Command) -> int:
     if "interrupted" in figures:
         complain(f"Interrupted at {figures['interrupted']}. {go_on}")
         return 130
-    if command.export_fused:
+    if command.export_fused and not parallel.follows():
         export_fused(directory, corpus, settings, command.export_fused, command.export_stage)
     say(f"Everything about this run is in {directory}.")
     return 0

@@ -30,7 +30,9 @@ from files import InputError, TrainingError, printable
 
 
 def weighted_f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """F1 of each class, averaged by how many utterances the class has, in percent."""
+    """F1 of each class, averaged by how many utterances the class has, in percent; 0 of no utterance."""
+    if not len(labels):
+        return 0.0
     return 100 * f1_score(labels, probabilities.argmax(1), average="weighted", zero_division=0)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 import parallel
-from dataloader import Corpus, Standardiser, hold_out_validation
+from dataloader import IGNORE_LABEL, Corpus, Standardiser, hold_out_validation
 from experiment.flags import Command, flag_of
 from experiment.plan import calibration_folds
 from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
-from experiment.settings import FREE_ON_RESUME, Settings, flat
+from experiment.settings import FREE_ON_RESUME, Settings, flat, from_json
 from experiment.trained import build_network, fusion_weights, load_standardiser, load_weights, shape_of
 from files import InputError
 
@@ -49,10 +49,15 @@ def check_export(settings: Settings, corpus: Corpus, path: str) -> None:
     """Refuse to export fused features where there are none, or to where nothing can be.
 
     Raises:
-        InputError: If a run with these settings has no stage 1, or the file's folder is not there.
+        InputError: If a run with these settings has no stage 1, the file's folder is not there, or its layout has no
+            place for what the corpus holds.
     """
     if len(corpus.dims) < 2 or not settings.fusion.takes_place:
         raise InputError("--export-fused: stage 1 was left out, so no features are fused; use two modalities or more")
+    if Path(path).suffix != ".safetensors" and any((d.labels == IGNORE_LABEL).any() for d in corpus.dialogues.values()):
+        raise InputError(
+            f"--export-fused {path}: the 9-tuple has no place for utterances without a label; name it .safetensors"
+        )
     folder = Path(path).parent
     if not os.path.isdir(folder):  # noqa: PTH112 - a Path raises where a name is too long
         raise InputError(f"--export-fused {path}: cannot be written; there is no such folder, make it")
@@ -164,39 +169,90 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
     """Find what would stop a run later, while the run directory, and one to be replaced, are untouched.
 
     Raises:
-        InputError: If validation, folds to calibrate on, a modality, an earlier run's stage 1 or the export cannot be.
+        InputError: If `check_training` has one, or the directory cannot be replaced, or the export cannot be.
     """
     settings, corpus = command.settings, parts[0]
     if command.overwrite and command.out and not command.resume and marked(Path(command.out)):
         check_replaceable(Path(command.out))
-    check_memory(settings, shape_of(corpus))
-    check_jobs(min(command.jobs, len(parts)), settings, corpus)
-    for part in parts:
-        held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
-        if settings.run.calibrate:
-            calibration_folds(settings, held_out)
-        if settings.data.missing == "mask":
-            Standardiser.fit(held_out.split("train"))
-    for name in settings.augmentation.drop_modality or ():
-        if name not in corpus.dims:
-            raise InputError(f"{corpus.name}: --drop-modality: no {name} features; there are {', '.join(corpus.dims)}")
     trained_run = settings.fusion.trained_run
     for flag, needed in (("--features", settings.data.features), ("--use-trained-GAN", trained_run)):
         if command.overwrite and command.out and needed:
             path = Path(needed).resolve()
             if Path(command.out).resolve() in (path, *path.parents):
                 raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
-    if trained_run and len(corpus.dims) > 1:
-        network = build_network(shape_of(corpus), settings.fusion, settings.classifier)
-        load_weights(network.fusion, fusion_weights(Path(trained_run)))
-        load_standardiser(Path(trained_run))
-        seen = set(read_config(Path(trained_run))["splits"].get("train", ()))
-        for part in parts:
-            held_out = hold_out_validation(part, settings.data.valid, settings.run.seed).splits
-            if leaked := [i for split in ("valid", "test") for i in held_out.get(split, ()) if i in seen]:
-                raise InputError(
-                    f"--use-trained-GAN {trained_run}: was trained on {len(leaked)} of this run's held-out dialogues, "
-                    f"such as {leaked[0]!r:.80}; use a run of the same splits"
-                )
+    check_jobs(min(command.jobs, len(parts)), settings, corpus)
+    check_training(settings, parts)
     if command.export_fused:
         check_export(settings, corpus, command.export_fused)
+
+
+def check_training(settings: Settings, parts: Sequence[Corpus]) -> None:
+    """Find what would stop the training on some parts of a corpus, or make its scores worth nothing.
+
+    Args:
+        settings: Of all of them.
+        parts: What is trained and tested on: the corpus, or a fold each.
+
+    Raises:
+        InputError: If there is no memory for the network, or validation, folds to calibrate on, labels, a modality or
+            an earlier run's stage 1 cannot be.
+    """
+    corpus = parts[0]
+    check_memory(settings, shape_of(corpus))
+    trained_run = Path(settings.fusion.trained_run) if settings.fusion.trained_run and len(corpus.dims) > 1 else None
+    seen = set()
+    if trained_run:
+        network = build_network(shape_of(corpus), settings.fusion, settings.classifier)
+        load_weights(network.fusion, fusion_weights(trained_run))
+        load_standardiser(trained_run)
+        seen = learnt_from(trained_run)
+    for part in parts:
+        held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
+        check_part(settings, held_out)
+        for fold in calibration_folds(settings, held_out).values() if settings.run.calibrate else ():
+            check_part(settings, hold_out_validation(fold, settings.data.valid, settings.run.seed), "--calibrate: ")
+        if leaked := [i for split in ("valid", "test") for i in held_out.splits.get(split, ()) if i in seen]:
+            raise InputError(
+                f"--use-trained-GAN {trained_run}: was trained on {len(leaked)} of this run's held-out dialogues, "
+                f"such as {leaked[0]!r:.80}; use a run of the same splits"
+            )
+    for name in settings.augmentation.drop_modality or ():
+        if name not in corpus.dims:
+            raise InputError(f"{corpus.name}: --drop-modality: no {name} features; there are {', '.join(corpus.dims)}")
+
+
+def check_part(settings: Settings, part: Corpus, flag: str = "") -> None:
+    """Refuse splits that nothing can be learnt from, or scored on.
+
+    Args:
+        settings: Of the run.
+        part: With its validation split.
+        flag: What asked for these splits, for messages.
+
+    Raises:
+        InputError: If no utterance of a split has a label, or none to train on has a modality.
+    """
+    for split in part.splits:
+        if all((d.labels == IGNORE_LABEL).all() for d in part.split(split)):
+            raise InputError(
+                f"{part.name}: {flag}{split}: no utterance of dialogue {part.splits[split][0]!r:.80}, or of "
+                "others there, has a label; label some, or divide the dialogues otherwise"
+            )
+    if settings.data.missing == "mask":
+        Standardiser.fit(part.split("train"))
+
+
+def learnt_from(directory: Path) -> set[str]:
+    """The dialogues that a run's stage 1 has learnt from, those of the earlier runs it went on with among them."""
+    seen: set[str] = set()
+    runs: set[Path] = set()
+    while directory not in runs:
+        runs.add(directory)
+        try:
+            config = read_config(directory)
+            seen |= set(config["splits"].get("train", ()))
+            directory = Path(from_json(config["settings"], str(directory)).fusion.trained_run or directory)
+        except InputError:
+            if len(runs) == 1:
+                raise  # an earlier one may be gone
+    return seen

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import parallel
 import utils
 from dataloader import IGNORE_LABEL, Dialogue, batches
 from experiment import calibration
@@ -178,7 +179,7 @@ def assess_predictions(
     after = calibrated["test"] if calibrated else None
     scores["calibration"] = calibration.figures(*predictions["test"], after, temperature)
     text = heading + utils.report_text(*predictions["test"], label_names)
-    if directory:
+    if directory and not parallel.follows():
         with replacing(directory / "report.txt") as temporary:
             temporary.write_text(text, encoding="utf-8")
         probabilities = calibrated or {split: probability for split, (_, probability) in predictions.items()}

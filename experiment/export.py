@@ -7,6 +7,7 @@ to the same is tested. Shapes use B dialogues, T turns, d features, C classes.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dataloader import MOST_SPEAKERS
 from experiment.prediction import Member, Model
 from files import InputError, replacing
 from model import (
@@ -54,6 +56,7 @@ class PortableNetwork(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Probabilities; see the class."""
         *rows, mask, speakers = inputs
+        speakers = speakers.clamp(max=MOST_SPEAKERS - 1)  # as `Dialogue.speaker_index` has them
         features = dict(zip(self.modalities, rows, strict=True))
         has = {m: mask & ~x.isnan().any(-1) for m, x in features.items()}
         each = torch.stack([member(features, has, mask, speakers) for member in self.members])
@@ -252,7 +255,7 @@ def trace(model: Model) -> torch.export.ExportedProgram:
             if type(generator) not in GENERATORS.values():
                 kind = type(generator).__name__
                 raise InputError(f"{model.directory}: --export: not known how to write a {kind}; use another run")
-    network = PortableNetwork(model).cpu().eval()
+    network = copy.deepcopy(PortableNetwork(model)).cpu().eval()  # the model's own stay where they compute
     inputs = example(model)
     sizes = {0: torch.export.Dim("dialogues", min=1, max=2**20), 1: torch.export.Dim("turns", min=1, max=MOST_TURNS)}
     return torch.export.export(network, inputs, dynamic_shapes=((dict(sizes),) * len(inputs),))

@@ -40,10 +40,12 @@ def fusion_quality(
         finds the utterance's s_k more like modality k than s_m, 50 where it cannot tell; ``modality_probe``, how often
         a linear classifier tells the modality of fused features; ``retrieval`` and ``retrieval_shared``, by pair, how
         often an utterance's f_m, or its shared channels, are nearest by cosine to its own f_k among those of the
-        dialogue; and the ``chance`` of each.
+        dialogue; and the ``chance`` of each. Nothing where no utterance of either side has all modalities.
     """
     train, held_out = thinned(train), thinned(held_out)
     (learnt, _), (seen, known) = (whole_rows(extract_fused(fusion, dialogues)) for dialogues in (train, held_out))
+    if not all(len(f) for side in (learnt, seen) for f in side.values()):
+        return {}
     dialogue = np.repeat(np.arange(len(held_out)), [len(d) for d in held_out])[known]
     shared = [{m: f[:, :SHARED_CHANNELS] for m, f in each.items()} for each in (learnt, seen)]
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
@@ -77,14 +79,15 @@ def quality_of_run(
         data: Split to standardised dialogues.
 
     Returns:
-        As `fusion_quality`, and the ``split``; None where there was no stage 1, or nothing is to be reported.
+        As `fusion_quality`, and the ``split``; None where there was no stage 1, or there is nothing to report.
     """
     if len(fusion.generators) < 2 or not settings.takes_place or not run.history["classifier"]:
         return None
     stage_1 = copy.deepcopy(fusion)
     load_weights(stage_1, fusion_weights(run.directory))
     split = "valid" if "valid" in data else "test"
-    return {"split": split, **fusion_quality(stage_1, data["train"], data[split])}
+    quality = fusion_quality(stage_1, data["train"], data[split])
+    return {"split": split, **quality} if quality else None
 
 
 def whole_rows(fused: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -99,7 +102,7 @@ def discriminator_accuracy(fusion: AdversarialFusion, shared: Mapping[str, np.nd
     device = next(fusion.parameters()).device
     found = {}
     for m, k in fusion.pairs:
-        own, other = (fusion.discriminators[k](torch.from_numpy(shared[i]).to(device)) for i in (k, m))
+        own, other = (fusion.discriminators[k](torch.from_numpy(shared[i]).to(device)).cpu() for i in (k, m))
         found[f"{m}>{k}"] = 100 * ((own > other).double() + 0.5 * (own == other)).mean().item()
     return found
 

@@ -25,7 +25,6 @@ from matplotlib import pyplot as plt  # after the choice of a backend that needs
 from matplotlib.ticker import MaxNLocator
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
-FORMATS = ("png", "pdf", "svg")
 COLUMN, PAGE = 3.5, 7.2  # widths in inches: of a column, of a page
 SHAPES = {
     "circle": "o",

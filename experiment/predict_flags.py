@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from experiment.flags import HelpFormatter, Parser
-from experiment.settings import DataSettings, RunSettings
+from experiment.flags import HelpFormatter, Parser, flag_type
+from experiment.settings import DEVICE, DataSettings, RunSettings
 
 
 def build_parser() -> Parser:
@@ -46,7 +46,12 @@ def build_parser() -> Parser:
         default=DataSettings().missing,
         help="what lacks a modality of the run's: refuse it, or do without",
     )
-    both.add_argument("--device", default=RunSettings().device, help="auto, cpu, cuda, cuda:1, mps")
+    both.add_argument(
+        "--device",
+        type=flag_type(DEVICE.parse),
+        default=RunSettings().device,
+        help="auto, cpu, cuda, cuda:1, mps",
+    )
     both.add_argument("--strict", action="store_true", help="with --stream: stop at the first turn that is refused")
     return parser
 

@@ -101,7 +101,7 @@ class Model:
         settings: It was trained with.
         label_names: C names.
         dims: Modality to width.
-        num_speakers: The most that a training dialogue had.
+        num_speakers: How many are told apart: the most that a dialogue of its data had, `MOST_SPEAKERS` at most.
         provenance: Where its feature file said that it came from.
         members: The networks; of a single run, one.
         device: Where they compute.
@@ -218,8 +218,19 @@ class Model:
             self._check_encoders(dialogues)
         elif isinstance(dialogues, Corpus):
             corpus = dialogues
+            if corpus.label_names != self.label_names:
+                notes.append(printable(f"{corpus.name}: its labels are left out: other classes than the run's", None))
+                rows = {i: np.full(len(d), IGNORE_LABEL) for i, d in corpus.dialogues.items()}
+                unlabelled = {i: replace(d, labels=rows[i]) for i, d in corpus.dialogues.items()}
+                corpus = replace(corpus, dialogues=unlabelled)
         else:
             corpus = Corpus("dialogues", {d.id: d for d in _dialogues(dialogues)}, {}, self.label_names)
+            for d in corpus.dialogues.values():
+                if d.labels.max(initial=IGNORE_LABEL) >= len(self.label_names):
+                    raise InputError(
+                        f"dialogues: labels: {d.id!r:.80}: a label {d.labels.max()}, and the run's classes are 0 to "
+                        f"{len(self.label_names) - 1}; give {IGNORE_LABEL} where there is none"
+                    )
         chosen = list(corpus.dialogues.values())
         if split is not None:
             if not corpus.splits.get(split):
@@ -233,8 +244,8 @@ class Model:
         if (count := len(set(most.speakers))) > self.num_speakers:
             notes.append(
                 printable(
-                    f"{corpus.name}: speakers: dialogue {most.id!r:.80}: {count}, and no training dialogue had more "
-                    f"than {self.num_speakers}; the graph takes all further ones for one; train on data with as many",
+                    f"{corpus.name}: speakers: dialogue {most.id!r:.80}: {count}, and the run tells "
+                    f"{self.num_speakers} apart; the graph takes all further ones for one; train on data with as many",
                     None,
                 )
             )
@@ -449,7 +460,7 @@ def _of_arrays(given: Any, name: str) -> Dialogue:
     n = lengths.pop()
     texts = {}
     for field, default in (("speakers", "speaker"), ("sentences", "")):
-        texts[field] = tuple(map(str, given.get(field) or (default,) * n))
+        texts[field] = tuple(map(str, (default,) * n if given.get(field) is None else given[field]))
         if len(texts[field]) != n:
             raise InputError(f"{name}: {field}: {len(texts[field])} for {n} utterances; give one each")
     i = str(given.get("id", name))

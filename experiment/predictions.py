@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from dataloader import IGNORE_LABEL
+from experiment.run_directory import unguarded
 from files import InputError
 
 LEAST = 5e-7  # half of the last of 6 decimals
+TEXT = {"dialogue", "utterance", "speaker", "sentence"}
 
 
 def read_predictions(directory: Path, split: str = "test") -> pd.DataFrame:
@@ -25,8 +27,11 @@ def read_predictions(directory: Path, split: str = "test") -> pd.DataFrame:
     """
     path = directory / "predictions.csv"
     try:
-        table = pd.read_csv(path, keep_default_na=False, na_values={"label": [""]}, encoding="utf-8")
+        names = dict.fromkeys(TEXT, str)  # or 07 and 7 would be one speaker
+        table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"label": [""]}, encoding="utf-8")
         table = table[table["split"] == split].reset_index(drop=True)
+        for name in TEXT & set(table):
+            table[name] = table[name].map(unguarded)
         if "label" in table:
             table["label"] = table["label"].astype(float).fillna(IGNORE_LABEL).astype(int)
         columns = [name for name in table if name.startswith("p_")]

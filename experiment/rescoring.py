@@ -6,15 +6,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from dataloader import Corpus
+from dataloader import IGNORE_LABEL, Corpus
 from experiment.checks import check_shape
 from experiment.evaluation import assess
 from experiment.flags import Command
 from experiment.look import leave_a_look
-from experiment.prediction import assess_model, load
+from experiment.prediction import Model, assess_model, load
 from experiment.run_directory import locked, prepare_directory, read_config, splits_of, write_json
 from experiment.settings import Settings
-from files import InputError
+from files import InputError, complain
 
 
 def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
@@ -42,7 +42,10 @@ def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
     scored = corpus
     if corpus.sha256 == config["features"]["sha256"] and not several:  # else no dialogue was held out of it
         scored = replace(corpus, splits=splits_of(config, corpus, directory))
+    else:
+        warn_of_known(model, scored)
     data = {split: scored.split(split) for split, ids in scored.splits.items() if ids}
+    data = {s: each for s, each in data.items() if any((d.labels != IGNORE_LABEL).any() for d in each)}
     out = Path(command.out) if command.out else None
     with locked(out) if out else nullcontext():
         if out:
@@ -58,3 +61,14 @@ def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
             seen = {} if several else {"network": one.network, "dialogues": standardised["test"]}
             leave_a_look(out, replace(command.settings.run, tensorboard=False), **seen)
     return text
+
+
+def warn_of_known(model: Model, corpus: Corpus) -> None:
+    """Say so where test dialogues have the names of those that a model has learnt from: the corpus may be its own."""
+    runs = [model.directory] if len(model.members) == 1 else [model.directory / m.name for m in model.members]
+    known = {i for run in runs for i in read_config(run)["splits"].get("train", ())}
+    if same := [i for i in corpus.splits["test"] if i in known]:
+        complain(
+            f"warning: {corpus.name}: {len(same)} test dialogues, such as {same[0]!r:.80}, have names of dialogues "
+            f"that {model.directory} was trained on; if they are the same, these scores are too good"
+        )

@@ -40,7 +40,7 @@ RUN_FORMAT = "gan-ffn-run-1"  # says in config.json that a directory is a run
 
 @dataclass(frozen=True)
 class Number:
-    """A number from low (or above it) up to high; ``None`` stands for no bound."""
+    """A number from low (or above it) up to high."""
 
     kind: type
     low: float
@@ -278,6 +278,7 @@ MOST_SEEDS = 1000
 PROBABILITY = Number(float, 0, 0.99)
 SEED = Number(int, 0, 2**32 - 1)
 SWITCH = Switch()
+DEVICE = Text(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", "auto, cpu, cuda, cuda:1 or mps")
 
 
 # The settings ---------------------------------------------------------------------------------------------------------
@@ -527,7 +528,7 @@ class RunSettings:
     batch_size: int = setting(16, Number(int, 1, 100_000), "--batch-size", "dialogues a step", metavar="B")
     device: str = setting(
         "auto",
-        Text(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", "auto, cpu, cuda, cuda:1 or mps"),
+        DEVICE,
         "--device",
         "auto, cpu, cuda, cuda:1, mps",
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataloader import MODALITIES
+from dataloader import MODALITIES, MOST_SPEAKERS
 from experiment.prediction import Member, Model
 from files import InputError, complain, mute, printable
 from model import GANFFN, FusedFeatureGenerator, LinearGenerator, SpeakerLayer
@@ -87,10 +87,10 @@ class DialogueState:
         self, generator: FusedFeatureGenerator, m: str, x: Tensor, speaker: int, after: list[Callable[[], None]]
     ) -> Tensor:
         """What `FusedFeatureGenerator` makes of a turn: its features beside the same less their speaker's mean."""
-        total, count = self.sums.get((m, speaker), (torch.zeros_like(x, dtype=torch.float64), 0))
-        total, count = total + x, count + 1
+        total, count = self.sums.get((m, speaker), (torch.zeros(len(x), dtype=torch.float64), 0))
+        total, count = total + x.cpu(), count + 1  # there: Apple's GPUs have no float64
         after.append(lambda: self.sums.__setitem__((m, speaker), (total, count)))
-        relative = x - (total / count).to(x.dtype)
+        relative = x - (total / count).to(x)
         turn = torch.cat([x, relative]).unsqueeze(0)
         encoded = generator.encode(generator.embed(turn), torch.ones(1, 1, dtype=torch.bool, device=x.device))
         return generator.fuse(encoded, generator.own[0](turn)).squeeze(0)
@@ -231,7 +231,7 @@ class Stream:
         number = dialogue.speakers.get(speaker, len(dialogue.speakers))
         if number >= MOST_NAMED:
             raise RefusedTurnError(f"speaker: more than {MOST_NAMED:,} in one dialogue; name each by one name")
-        probabilities, changes = self._hear(dialogue, rows, number)
+        probabilities, changes = self._hear(dialogue, rows, min(number, MOST_SPEAKERS - 1))
         for change in changes:
             change()
         dialogue.speakers[speaker] = number
@@ -255,7 +255,7 @@ class Stream:
         for member, state in zip(self.model.members, dialogue.states, strict=True):
             features = {m: self._standardised(member, m, x) for m, x in rows.items()}
             logits, change = state.hear(member.network, features, speaker)
-            logits = logits.double().cpu() / (member.calibration.temperature if member.calibration else 1)
+            logits = logits.cpu().double() / (member.calibration.temperature if member.calibration else 1)
             each.append(logits.softmax(-1).numpy())
             changes.append(change)
         probabilities = np.mean(each, 0)

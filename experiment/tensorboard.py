@@ -40,8 +40,9 @@ GROUPS = (
 def discriminators_right(fusion: AdversarialFusion, batch: Batch) -> dict[str, float]:
     """Share of its own and of the other modalities' fused features that each discriminator takes for what they are.
 
-    In percent. The relativistic loss tells only how logits differ, so the line is drawn halfway between the means of
-    both kinds; the reference's is at 0. Networks are looked at without dropout; nothing random is touched.
+    In percent; a modality that the batch lacks is left out. The relativistic loss tells only how logits differ, so the
+    line is drawn halfway between the means of both kinds; the reference's is at 0. Networks are looked at without
+    dropout; nothing random is touched.
 
     Args:
         fusion: Left in training mode.
@@ -52,6 +53,8 @@ def discriminators_right(fusion: AdversarialFusion, batch: Batch) -> dict[str, f
     for k, discriminator in fusion.discriminators.items():
         on_own = discriminator(having(shared[k], batch, k))
         on_other = torch.cat([discriminator(having(shared[m], batch, m)) for m in shared if m != k])
+        if not len(on_own) or not len(on_other):
+            continue
         line = (on_own.mean() + on_other.mean()) / 2 if fusion.relativistic else 0.0
         found[f"{k}_D_right_on_real"] = 100 * mean((on_own > line).float()).item()
         found[f"{k}_D_right_on_fused"] = 100 * mean((on_other < line).float()).item()

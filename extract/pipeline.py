@@ -581,7 +581,7 @@ def _nine_tuple(
     whole: bool,
 ) -> None:
     """Write the field's layout, by way of a container; it is a pickle of everything, so memory holds it all."""
-    between = out.with_name(f".{out.name}.{os.getpid()}.tmp.safetensors")
+    between = out.with_name(f".{out.name}.safetensors.{os.getpid()}.tmp")
     try:
         stream_container(between, about, labels, blocks, finite=whole)
         write_nine_tuple(read(between, missing="mask", needs=()), out)

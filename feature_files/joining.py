@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -26,16 +27,19 @@ def join(text: Corpus, other: Corpus, name: str) -> Corpus:
     for corpus, wanted in ((text, {"text"}), (other, {"visual", "acoustic"})):
         if not wanted & set(corpus.dims):
             raise InputError(f"{corpus.name}: no {' or '.join(sorted(wanted))} features to join; name another file")
-    place = {u: (d, k) for d in other.dialogues.values() for k, u in enumerate(d.utterances)}
+    place = {(i, u): (d, k) for i, d in other.dialogues.items() for k, u in enumerate(d.utterances)}
+    total, named = len(place), Counter(u for _, u in place)
+    place |= {u: found for (_, u), found in place.items() if named[u] == 1}  # files cut dialogues otherwise
     dialogues, used = {}, 0
     for i, dialogue in text.dialogues.items():
         twin = other.dialogues.get(i)
-        if all(u in place for u in dialogue.utterances):
-            found = [place[u] for u in dialogue.utterances]
+        keys = [(i, u) if (i, u) in place else u for u in dialogue.utterances]
+        if all(key in place for key in keys):
+            found = [place[key] for key in keys]
         elif twin and len(twin) == len(dialogue) and (_unnamed(twin) or _unnamed(dialogue)):
             found = [(twin, k) for k in range(len(twin))]
         else:
-            lost = next(u for u in dialogue.utterances if u not in place)
+            lost = next(key for key in keys if key not in place)
             raise InputError(
                 f"{other.name}: dialogue {i!r:.80}: no utterance {lost!r:.80}; join files of the same utterances"
             )
@@ -46,10 +50,8 @@ def join(text: Corpus, other: Corpus, name: str) -> Corpus:
         used += len(found)
         features = {m: np.stack([d.features[m][k] for d, k in found]) for m in other.dims if m != "text"}
         dialogues[i] = replace(dialogue, features=features | {"text": dialogue.features["text"]})
-    if used != len(place):
-        raise InputError(
-            f"{text.name}: {len(place) - used} utterances of {other.name} are not in it; join files that match"
-        )
+    if used != total:
+        raise InputError(f"{text.name}: {total - used} utterances of {other.name} are not in it; join files that match")
     halves = [({*c.splits["train"], *c.splits.get("valid", ())}, {*c.splits["test"]}) for c in (text, other)]
     if halves[0] != halves[1]:
         raise InputError(f"{text.name}: train and test: not those of {other.name}; join files of the same splits")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dataloader import Corpus
+from dataloader import IGNORE_LABEL, Corpus
 from feature_files.checks import ID, MELD_LABELS, README, Parts, id_of, is_row, width_of
 from feature_files.safe_pickle import Sample
 from files import InputError, replacing
@@ -193,9 +193,13 @@ def write_nine_tuple(corpus: Corpus, path: str | Path) -> None:
         path: The file, replaced whole or not at all.
 
     Raises:
-        InputError: If the file cannot be written.
+        InputError: If the file cannot be written, or an utterance has no label.
     """
     dialogues = corpus.dialogues.values()
+    if without := sum(int((d.labels == IGNORE_LABEL).sum()) for d in dialogues):
+        raise InputError(
+            f"{path}: the 9-tuple has no place for utterances without a label ({without} here); write a .safetensors"
+        )
 
     def features(modality: str) -> dict[str, np.ndarray]:
         return {

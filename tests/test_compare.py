@@ -22,6 +22,7 @@ from experiment.comparison import (
     read_run,
     scores_of,
 )
+from experiment.run_directory import write_csv
 
 NAMES = ("happy", "sad", "angry")
 
@@ -231,3 +232,14 @@ def test_wrong_flags_are_one_line(capsys, flags, says):
 
 def test_the_interval_holds_what_it_should():
     assert interval(np.arange(1001) / 10) == (2.5, 97.5) and DRAWS == 10_000
+
+
+def test_ids_are_text_whatever_they_look_like(tmp_path):
+    """Speakers 07 and 7 are two, dialogue 008 is no number, and one that begins with - keeps no guard."""
+    frame = table(dialogues=3)
+    names = dict(zip(dict.fromkeys(frame["dialogue"]), ["-3g5yACwYnA", "008", "8"], strict=True))
+    frame["dialogue"], frame["speaker"] = frame["dialogue"].map(names), frame["speaker"].map({"F": "07", "M": "7"})
+    write_run(tmp_path / "run", frame)
+    write_csv(tmp_path / "run" / "predictions.csv", frame)
+    found = read_run(tmp_path / "run").table
+    assert (found[["dialogue", "speaker"]] == frame[["dialogue", "speaker"]]).all(axis=None)

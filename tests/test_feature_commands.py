@@ -404,6 +404,16 @@ def test_join_puts_text_and_the_rest_together(save, tmp_path):
     same(feature_files.read(save(nine)), feature_files.read(out))  # found by utterance id, in whatever order
 
 
+def test_join_where_dialogues_name_their_utterances_alike(save, tmp_path):
+    nine = make_nine()
+    for i, row in nine[0].items():
+        nine[0][i] = [f"u{k}" for k in range(len(row))]
+    text, rest = save((*nine[:4], nine[4], {}, *nine[6:]), "text.pkl"), save((*nine[:3], {}, *nine[4:]), "rest.pkl")
+    out = tmp_path / "out.pkl"
+    assert feature_files.main(["join", str(text), str(rest), str(out)]) == 0
+    same(feature_files.read(save(nine)), feature_files.read(out))
+
+
 def test_join_by_dialogue_where_no_utterances_are_named(save, tmp_path):
     nine = make_nine()
     text = save([nine[1], nine[2], *(nine[3:4] * 4), nine[6], IDS[:1], IDS[2:3], IDS[1:2]], "text.pkl")

@@ -390,3 +390,15 @@ def test_inspect_says_how_many_utterances_lack_a_modality(files):
     warnings = inspect(files / "holes.pkl")["warnings"]
     assert any(line.startswith("text: ") and line.endswith("utterances lack it in train") for line in warnings)
     assert not any("columns" in line or "features of another" in line for line in warnings)
+
+
+def test_a_run_whose_held_out_utterances_all_lack_a_modality_is_reported(corpus, tmp_path):
+    dialogues = dict(corpus.dialogues)
+    for i in corpus.splits["test"]:
+        features = {**dialogues[i].features, "visual": np.full_like(dialogues[i].features["visual"], np.nan)}
+        dialogues[i] = replace(dialogues[i], features=features)
+    write_nine_tuple(replace(corpus, dialogues=dialogues), tmp_path / "x.pkl")
+    flags = ["--features", str(tmp_path / "x.pkl"), "--missing", "mask", "--out", str(tmp_path / "run")]
+    assert train_IEMOCAP.main([*flags, *QUICK]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["test"]["weighted_f1"] >= 0 and "fusion" not in report

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader import Standardiser, collate
+from dataloader import MOST_SPEAKERS, Standardiser, collate
+from experiment.export import PortableNetwork
 from experiment.prediction import Member, Model
 from experiment.settings import ClassifierSettings, FusionSettings, Settings
 from experiment.streaming import LONGEST_LINE, MOST_OPEN, Stream, answer_lines
@@ -226,3 +227,18 @@ def test_a_run_that_cannot_stream_is_refused_with_the_line_that_trains_one(chang
     with pytest.raises(InputError, match=says) as error:
         Stream(model(**changes))
     assert "train_IEMOCAP.py --causal" in str(error.value)
+
+
+def test_speakers_beyond_those_told_apart_are_one_everywhere():
+    one = model()
+    dialogue = CORPUS.split("train")[0]
+    many = replace(dialogue, speakers=tuple(f"s{k % 20}" for k in range(len(dialogue))))
+    assert len(set(many.speakers)) > MOST_SPEAKERS
+    stream = Stream(one)
+    said = [list(stream.answer(turn)["probabilities"].values()) for turn in turns(many)]
+    assert np.allclose(said, one.probabilities([many]), atol=2e-6)
+    rows = [torch.from_numpy(many.features[m])[None] for m in one.dims]
+    numbers = torch.tensor([[int(name[1:]) for name in many.speakers]])
+    with torch.no_grad():
+        found = PortableNetwork(one).eval()(*rows, torch.ones_like(numbers, dtype=torch.bool), numbers)
+    assert np.allclose(found[0], one.probabilities([many]), atol=1e-5)

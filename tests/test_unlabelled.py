@@ -1,15 +1,18 @@
 """Utterances without a label: context for others, in no loss and no score; our container alone has a place for them."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from feature_content import make_nine
+from small import SHORT, ran, small_corpus, train
 
 import feature_files
+import train_IEMOCAP
 import utils
-from dataloader import IGNORE_LABEL, collate, label_counts
+from dataloader import IGNORE_LABEL, collate, cross_validation, hold_out_validation, label_counts
 from experiment.evaluation import prediction_table
 from files import InputError
 from model import emotion_loss
@@ -73,3 +76,65 @@ def test_they_are_in_no_loss_no_count_and_no_score(corpus):
     nothing = emotion_loss(torch.ones(0, 6, requires_grad=True), torch.zeros(0, dtype=torch.long))
     nothing.backward()
     assert nothing == 0
+
+
+# Training on parts of a corpus without labels -------------------------------------------------------------------------
+
+
+def without(corpus, ids, but=0):
+    """The corpus with no label in these dialogues but those of the first utterances."""
+
+    def hide(d):
+        return replace(d, labels=np.where(np.arange(len(d)) < but, d.labels, IGNORE_LABEL))
+
+    return replace(corpus, dialogues={i: hide(d) if i in ids else d for i, d in corpus.dialogues.items()})
+
+
+def container(corpus, path):
+    feature_files.write_container(corpus, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--valid", "0.25"], lambda c: hold_out_validation(c, 0.25, 0)),
+        (["--folds", "2", "--folds-over", "train"], lambda c: cross_validation(c, 2, "train")["1of2"]),
+        (["--calibrate", "2"], lambda c: cross_validation(c, 2, "train")["2of2"]),
+    ],
+)
+def test_a_part_without_a_label_is_refused_before_anything_is_written(tmp_path, capsys, flags, parts):
+    whole = small_corpus()
+    made = parts(whole).splits
+    path = container(without(whole, made.get("valid") or made["test"]), tmp_path / "x.safetensors")
+    status, _, error = ran(train_IEMOCAP.main, ["--features", path, *SHORT, *flags, "--out", tmp_path / "run"], capsys)
+    assert status == 2 and error.count("\n") == 1 and "has a label; label some, or divide" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_dialogue_that_is_too_few_for_validation_within_a_fold_is_found_before_training(tmp_path, capsys):
+    path = container(small_corpus(train=4), tmp_path / "four.safetensors")
+    flags = ["--valid", "0.2", "--calibrate", "2", "--out", tmp_path / "run"]
+    status, _, error = ran(train_IEMOCAP.main, ["--features", path, *SHORT, *flags], capsys)
+    assert status == 2 and error.count("\n") == 1 and "too few to set 20% of them aside" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_that_see_no_label_and_a_validation_split_without_one_do_no_harm(tmp_path):
+    whole = small_corpus()
+    train_ids = whole.splits["train"]
+    few = without(without(whole, train_ids[1:]), train_ids[:1], but=1)
+    run = train(tmp_path / "run", "--features", container(few, tmp_path / "few.safetensors"), *SHORT, "--epochs", "8")
+    assert (run / "report.json").exists()
+    splits = {"train": train_ids[2:], "valid": train_ids[:2], "test": whole.splits["test"]}
+    own = container(without(replace(whole, splits=splits), train_ids[:2]), tmp_path / "own.safetensors")
+    out = train(tmp_path / "again", "--evaluate", run, "--features", own, "--no-pictures")
+    assert json.loads((out / "report.json").read_text())["valid"] is None
+
+
+def test_the_nine_tuple_has_no_place_for_them(corpus, tmp_path, capsys):
+    path = container(corpus, tmp_path / "a.safetensors")
+    assert feature_files.main(["convert", str(path), str(tmp_path / "a.pkl")]) == 2
+    argv = ["--features", path, *SHORT, "--out", tmp_path / "run", "--export-fused", tmp_path / "fused.pkl"]
+    assert ran(train_IEMOCAP.main, argv, capsys)[0] == 2
+    assert not {"a.pkl", "fused.pkl", "run"} & {p.name for p in tmp_path.iterdir()}
