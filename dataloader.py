@@ -236,11 +236,16 @@ def row_blocks(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting).astype(np.float64)
 
 
+# Of the median column's deviation, a few roundings of float32: a column with less is constant for all that is known.
+# MiniLM's sentence vectors have two of 1e-33 and one of 1e-8; scaled up, what another machine rounds would be huge.
+NEGLIGIBLE = 1e-6
+
+
 @dataclass
 class Standardiser:
     """Zero mean and unit variance for every feature, by statistics of the dialogues it was fitted on.
 
-    A column that is constant there is centred and not scaled.
+    A column that is constant there, or next to it beside the others (`NEGLIGIBLE`), is centred and not scaled.
     """
 
     mean: dict[str, np.ndarray] = field(default_factory=dict)
@@ -269,7 +274,9 @@ class Standardiser:
                     f"--missing mask: no training utterance has {modality} features, so nothing can be learnt of them; "
                     f"leave them out with --modalities {others or 'LIST'}"
                 )
-            fitted.mean[modality], fitted.scale[modality] = scaler.mean_, scaler.scale_
+            deviation = np.sqrt(scaler.var_)
+            constant = deviation <= NEGLIGIBLE * np.median(deviation)
+            fitted.mean[modality], fitted.scale[modality] = scaler.mean_, np.where(constant, 1.0, scaler.scale_)
         return fitted
 
     def tensors(self) -> dict[str, torch.Tensor]:

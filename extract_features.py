@@ -19,12 +19,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiment.start import begin, ready
-from files import complain, say, spare
+from files import complain, printable, say, spare
 
 if TYPE_CHECKING:
     from extract.listing import Listing
 
 # Nothing heavy is imported here: every process that decodes imports this file anew.
+
+
+# Flags that say something of one source alone, or of encoders of some kinds.
+OF_SOURCE = {
+    "iemocap": ("classes", "sessions", "keep_unlabelled"),
+    "manifest": ("labels",),
+    "recording": ("speakers", "transcript", "transcribe"),
+}
+OF_ENCODER = {
+    "text_context": ("text", ("sentence-transformers", "transformers")),
+    "text_layers": ("text", ("transformers",)),
+    "layers": ("acoustic", ("transformers",)),
+    "frame_rate": ("visual", ("transformers", "timm")),
+    "most_frames": ("visual", ("transformers", "timm")),
+    "face": ("visual", ("transformers", "timm")),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,9 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--classes",
         default="6",
         choices=("6", "4", "4-excited"),
-        help="of IEMOCAP: six; four; four with excited counted as happy",
+        help="of IEMOCAP: six; four; four with excited counted as happy (default 6)",
     )
-    group.add_argument("--sessions", default="1,2,3,4,5", metavar="LIST", help="of IEMOCAP, those that you have")
+    group.add_argument(
+        "--sessions", default="1,2,3,4,5", metavar="LIST", help="of IEMOCAP, those that you have (default all)"
+    )
     group.add_argument(
         "--keep-unlabelled", action="store_true", help="of IEMOCAP: keep utterances of no class as context"
     )
@@ -65,17 +83,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--text", metavar="ENCODER", help="sentence-transformers: or transformers:")
     group.add_argument(
-        "--text-context", type=int, default=0, metavar="N", help="previous turns, with speakers, that are read too"
+        "--text-context",
+        type=int,
+        default=0,
+        metavar="N",
+        help="previous turns, with speakers, that are read too (default 0)",
     )
     group.add_argument(
-        "--text-layers", default="last", metavar="LAYERS", help="of transformers: averaged; last, all, 6-12"
+        "--text-layers",
+        default="last",
+        metavar="LAYERS",
+        help="of transformers: averaged; last, all, 6-12 (default last)",
     )
     group.add_argument("--acoustic", metavar="ENCODER", help="opensmile: or transformers:")
     group.add_argument(
         "--layers",
         default="all",
         metavar="LAYERS",
-        help="of an acoustic transformers encoder: averaged; all, last, 6-12",
+        help="of an acoustic transformers encoder: averaged; all, last, 6-12 (default all)",
     )
     group.add_argument("--visual", metavar="ENCODER", help="transformers: or timm:")
     group.add_argument("--frame-rate", type=float, default=2.0, metavar="R", help="pictures a second (default 2)")
@@ -86,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--face",
         default="largest",
         choices=("largest", "none"),
-        help="what is looked at: the largest face, or all of the speaker's picture",
+        help="what is looked at: the largest face, or all of the speaker's picture (default largest)",
     )
 
     group = parser.add_argument_group("run")
@@ -118,13 +143,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.shard = _shard(parser, args.shard)
     if not re.fullmatch(r"[1-5](,[1-5])*", args.sessions):
         parser.error(f"--sessions: {args.sessions!r:.40} is no list such as 1,2,3")
-    if args.transcribe and (args.transcript or not args.recording):
-        parser.error("--transcribe: goes with --recording, and not with --transcript; leave one out")
+    if args.transcribe and args.transcript:
+        parser.error("--transcribe: does not go with --transcript; leave one out")
     for name, least in (("batch_size", 1), ("most_frames", 1), ("workers", 0), ("text_context", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: give {least} or more")
     if not 0 < args.frame_rate <= 100:
         parser.error("--frame-rate: give a rate above 0, and 100 at most")
+    for source, flags in OF_SOURCE.items():
+        for flag in flags if not getattr(args, source) else ():
+            if getattr(args, flag) != parser.get_default(flag):
+                parser.error(f"--{flag.replace('_', '-')}: goes with --{source}; leave it out")
     return args
 
 
@@ -158,6 +187,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.cache or args.out.parent / ".extract_cache"
     cache = folder / f"features{part}.sqlite"
     try:
+        for flag, (modality, kinds) in OF_ENCODER.items():
+            encoder = getattr(settings, modality)
+            if getattr(settings, flag) != getattr(Settings, flag) and encoder.partition(":")[0] not in kinds:
+                raise InputError(
+                    f"--{flag.replace('_', '-')}: does nothing with --{modality} {printable(encoder, 60)}; leave it out"
+                )
         spare([path for path in (args.manifest, args.recording, args.transcript) if path], args.out)
         summary = pipeline.run(
             _listing(args, folder),

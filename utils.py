@@ -112,7 +112,10 @@ def deviation(values: pd.Series) -> float | None:
 
 
 def interval(values: pd.Series) -> list[float] | None:
-    """The 95 % confidence interval of the mean, by Student's t; None of a single value."""
+    """The 95 % confidence interval of the mean, by Student's t; None of a single value.
+
+    Of two or three it is wide, and may reach beyond what a score can be: a mean of so few is hardly known.
+    """
     if len(values) < 2:
         return None
     half = stats.t.ppf(0.975, len(values) - 1) * values.sem()

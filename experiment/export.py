@@ -307,7 +307,8 @@ def _pt2(program: torch.export.ExportedProgram, about: Mapping[str, Any]) -> byt
 
 def _onnx(program: torch.export.ExportedProgram, about: Mapping[str, Any]) -> bytes:
     names: Sequence[str] = about["inputs"]
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    for name in ("onnxscript", "torch.onnx"):  # they warn of packages that nobody needs here
+        logging.getLogger(name).setLevel(logging.ERROR)
     written = torch.onnx.export(program, input_names=names, output_names=["probabilities"], dynamo=True, verbose=False)
     proto = written.model_proto
     for key, value in about.items():

@@ -322,11 +322,13 @@ def _resumed(parser: Parser, given: dict[str, Any], chosen: Mapping[str, Any], c
 
 
 def jobs_problem(given: Mapping[str, Any]) -> str | None:
-    """What is wrong with how runs are to go together; None if nothing is."""
+    """What is wrong with how runs are divided, and go together; None if nothing is."""
     if given["jobs"] > 1 and given["cluster"]:
         return "--jobs and --cluster exclude each other: a cluster has as many runs at a time as it has workers"
     if (given["jobs"] > 1 or given["cluster"]) and not (given["seeds"] or given["folds"]):
         return f"--{'cluster' if given['cluster'] else 'jobs'} is for several runs: add --seeds or --folds"
+    if given["folds_over"] != "all" and not given["folds"]:
+        return f"--folds-over {given['folds_over']} goes with --folds; add it"
     return None
 
 

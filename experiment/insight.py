@@ -118,6 +118,7 @@ def gather(
     network: Any = None,
     dialogues: Sequence[Dialogue] | None = None,
     maps: bool = True,
+    config: Mapping[str, Any] | None = None,
 ) -> Insight:
     """All there is to see of a run or of a plan's runs.
 
@@ -126,10 +127,11 @@ def gather(
         network: With the weights that are reported on, if it is at hand; else it is read from the run.
         dialogues: The test split, standardised, if it is at hand; else the data are read from where the run had them.
         maps: Whether to begin the maps, which take seconds; `Insight.map` waits for them.
+        config: Of the run, if the directory has only what it says of other data: then there are no curves either.
     """
     seen = Insight(directory)
-    config = seen.attempt("config.json", lambda: _dictionary(directory / "config.json"))
-    seen.config = config or {}
+    own = config is None
+    seen.config = dict(config or seen.attempt("config.json", lambda: _dictionary(directory / "config.json")) or {})
     if "flags" in seen.config:
         seen.problems.append("config.json: a run of an older version; its network cannot be read by this one")
     members = several(directory)
@@ -146,7 +148,7 @@ def gather(
         seen.label_names = tuple(seen.report["test"]["per_class"])
     _fill(seen)
     for stage, name in (("adversarial", "GAN_loss.csv"), ("classifier", "history.csv")):
-        if (directory / name).exists() or stage == "classifier":
+        if (directory / name).exists() or (own and stage == "classifier"):
             rows = seen.attempt(name, lambda name=name: read_curves(directory / name))
             if rows:
                 seen.histories[stage] = rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ from files import complain
 
 @threadpool_limits.wrap(limits=1)  # on a busy machine several threads wait for each other, many times as long
 def leave_a_look(
-    directory: Path, settings: RunSettings, *, network: Any = None, dialogues: Sequence[Dialogue] | None = None
+    directory: Path,
+    settings: RunSettings,
+    *,
+    network: Any = None,
+    dialogues: Sequence[Dialogue] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Draw the pictures, complete TensorBoard and make the page; what fails is a line on standard error.
 
@@ -26,12 +31,13 @@ def leave_a_look(
         settings: Which of them are wanted, and the formats of pictures.
         network: With the weights that are reported on.
         dialogues: The test split, standardised.
+        config: Of the run that was scored, where the directory is not its own.
     """
     if parallel.follows() or not (settings.pictures or settings.tensorboard):
         return
     scored = (directory / "report.json").exists() or bool(several(directory))
     try:
-        seen = gather(directory, network=network if scored else None, dialogues=dialogues, maps=scored)
+        seen = gather(directory, network=network if scored else None, dialogues=dialogues, maps=scored, config=config)
         if settings.pictures:
             _pictures(seen, settings.figures)
         if settings.tensorboard and scored:
@@ -47,7 +53,7 @@ def leave_a_look(
         problems = [f"{type(error).__name__}: {error}"]
     if problems:
         said = "; ".join(dict.fromkeys(problems))
-        complain(f"warning: {directory}: to look at, but for {' '.join(said.split()):.600}")
+        complain(f"warning: {directory}: pictures and page lack something: {' '.join(said.split()):.600}")
 
 
 def _pictures(seen: Insight, formats: Sequence[str]) -> None:

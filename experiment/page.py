@@ -262,8 +262,8 @@ def reliability_part(seen: Insight) -> dict[str, Any]:
         )
     else:
         found["about"] = (
-            "The probabilities are uncalibrated: the run had no dialogues to fit a temperature on. --valid 0.1 or "
-            "--calibrate 5 would give it some."
+            "The probabilities are uncalibrated: the run had no dialogues to fit a temperature on. Train with "
+            "--valid 0.1 or --calibrate 5 to have some."
         )
     return found
 
@@ -497,13 +497,13 @@ def comparison_page(
         apart = [None, *differences[measure]]
         return [{**score, "apart": other} for score, other in zip(scores[measure], apart, strict=True)]
 
+    flags = [flags_text(Insight(*each)) for each in zip(directories, configs, strict=False)]
+    alike = set(flags[0]).intersection(*flags[1:]) if len(flags) > 1 else set()
     rows = [
         {
             **score,
             "name": names[i],
-            "flags": " ".join(flags_text(Insight(directories[i], configs[i])))
-            if i < len(configs)
-            else "not a run of ours",
+            "flags": " ".join(f for f in flags[i] if f not in alike) if i < len(flags) else "not a run of ours",
             "members": len(runs[i].members),
         }
         for i, score in enumerate(each("weighted F1"))

@@ -59,7 +59,8 @@ def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
         if out:
             write_json(out / "report.json", scores)
             seen = {} if several else {"network": one.network, "dialogues": standardised["test"]}
-            leave_a_look(out, replace(command.settings.run, tensorboard=False), **seen)
+            about = {**config, "features": {"file": corpus.name, "sha256": corpus.sha256}}
+            leave_a_look(out, replace(command.settings.run, tensorboard=False), **seen, config=about)
     return text
 
 

@@ -248,8 +248,7 @@ def draw(corpus: Corpus, path: Path) -> None:
         shares.set_xlabel("number of the class")
     lengths.set(title="Length of dialogues", xlabel="utterances", ylabel="dialogues")
     if splits:
-        shares.legend(frameon=False, loc="upper right")  # finding the best place takes long where bars are many
-        lengths.legend(frameon=False)
+        rows[0].legend(*shares.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
 
     dialogues = list(corpus.dialogues.values())
     labels = np.concatenate([d.labels for d in dialogues])

@@ -234,6 +234,7 @@ FLAGS = {
     "--window-future -1": "--window-future: -1 is out of range",
     "--seed -1": "--seed: -1 is out of range",
     "--seeds 0,0": "--seeds: '0,0' names a seed twice",
+    "--folds-over train": "--folds-over train goes with --folds; add it",
     "--modalities text,smell": "--modalities: unknown modality 'smell'; choose among text, visual, acoustic",
     "--modalities text,text": "--modalities: text,text names one of them twice",
     "--demo": "--features and --demo exclude each other; give one",

@@ -108,6 +108,19 @@ def test_a_constant_column_stays_finite(corpus):
     assert not Standardiser.fit(flat)(flat[0]).features["text"].any()
 
 
+def test_a_column_that_is_constant_but_for_rounding_is_not_scaled_up(corpus):
+    """Another machine rounds otherwise, and what it rounds would be all that the network sees."""
+    rng = np.random.default_rng(0)
+
+    def rounded(d, size):
+        x = np.concatenate([d.features["text"], size * rng.normal(size=(len(d), 1))], 1)
+        return replace(d, features={"text": x.astype(np.float32)})
+
+    standardise = Standardiser.fit([rounded(d, 1e-33) for d in corpus.split("train")])
+    elsewhere = standardise(rounded(corpus.split("test")[0], 1e-7)).features["text"]
+    assert np.abs(elsewhere[:, -1]).max() < 1e-5 and elsewhere[:, 0].std() > 0.1
+
+
 def test_statistics_survive_being_saved(corpus):
     standardise = Standardiser.fit(corpus.split("train"))
     again = Standardiser.from_tensors(standardise.tensors())

@@ -102,6 +102,16 @@ def test_stage_1_that_has_seen_a_fold_or_validation_is_refused(flags, features, 
     assert not (tmp_path / "run").exists()
 
 
+def test_stage_1_that_has_seen_them_in_the_run_before_is_refused_too(corpus, finished, tmp_path, capsys):
+    """A run of other dialogues that took its stage 1 hands on what that has learnt from."""
+    seen, unseen = (corpus.splits[split] for split in ("train", "test"))
+    between = write(resplit(corpus, train=unseen[:1], test=unseen[1:]), tmp_path / "between.pkl")
+    later = train(tmp_path / "later", "--features", between, *SHORT, "--use-trained-GAN", finished)
+    path = write(resplit(corpus, train=unseen, test=seen), tmp_path / "swapped.pkl")
+    run = ["--features", path, "--out", tmp_path / "run", *SHORT, "--use-trained-GAN", later]
+    assert "of this run's held-out dialogues" in refusal(capsys, *run)
+
+
 def test_stage_1_of_an_earlier_run_brings_its_standardisation(corpus, finished, tmp_path):
     learnt_on = json.loads((finished / "config.json").read_text())["splits"]["train"]
     path = write(resplit(corpus, train=learnt_on[:4], test=corpus.splits["test"]), tmp_path / "fewer.pkl")
@@ -133,6 +143,16 @@ def test_a_file_with_a_test_split_alone_is_scored(corpus, finished, tmp_path):
     assert set(pd.read_csv(out / "predictions.csv")["split"]) == {"test"}
     first, again = (json.loads((d / "report.json").read_text()) for d in (finished, out))
     assert again["test"] == first["test"] and again["valid"] is None
+
+
+def test_training_dialogues_in_another_file_are_scored_with_a_warning(corpus, finished, tmp_path, capsys):
+    known = json.loads((finished / "config.json").read_text())["splits"]["train"]
+    path = write(resplit(corpus, test=[*known[:2], *corpus.splits["test"]]), tmp_path / "other.pkl")
+    capsys.readouterr()
+    out = train(tmp_path / "out", "--evaluate", finished, "--features", path)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "2 test dialogues" in error and "these scores are too good" in error
+    assert "other.pkl" in (out / "report.html").read_text(encoding="utf-8")  # the page names the data, and lacks nothing
 
 
 def test_dialogues_of_other_names_are_scored_by_a_run_with_validation(corpus, finished, tmp_path, capsys):

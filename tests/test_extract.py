@@ -399,6 +399,10 @@ def test_a_cache_that_is_none_is_one_line(tmp_path):
     "flags, line",
     [
         ("--manifest {}/m.csv --shard 4/3", "--shard: '4/3' is no part such as 3/16"),
+        ("--manifest {}/m.csv --speakers 2", "--speakers: goes with --recording; leave it out"),
+        ("--manifest {}/m.csv --keep-unlabelled", "--keep-unlabelled: goes with --iemocap; leave it out"),
+        ("--manifest {}/m.csv --layers 6-12", "--layers: does nothing with --acoustic opensmile:eGeMAPSv02"),
+        ("--manifest {}/m.csv --visual none --face none", "--face: does nothing with --visual none; leave it out"),
         ("--manifest {}/m.csv --batch-size 0", "--batch-size: give 1 or more"),
         ("--iemocap {0} --sessions 1,6", "--sessions: '1,6' is no list such as 1,2,3"),
         ("--manifest {0}/m.csv --iemocap {0}", "not allowed with argument"),

@@ -183,6 +183,20 @@ def test_labels_of_other_classes_are_left_out(folder, model, tmp_path):
     assert "label" not in table and "its labels are left out" in table.attrs["notes"][0]
 
 
+def test_labels_of_other_classes_in_a_corpus_are_left_out_as_a_file_s_are(model, corpus):
+    table = model.predict(replace(corpus, label_names=tuple("abcdef")))
+    assert "label" not in table and "its labels are left out" in table.attrs["notes"][0]
+    dialogue = next(iter(corpus.dialogues.values()))
+    with pytest.raises(InputError, match="a label 6, and the run's classes are 0 to 5"):
+        model.predict([replace(dialogue, labels=np.full(len(dialogue), 6))])
+
+
+def test_speakers_may_be_an_array(model, corpus):
+    dialogue = next(iter(corpus.dialogues.values()))
+    given = {**dialogue.features, "speakers": np.array(dialogue.speakers), "sentences": np.array(dialogue.sentences)}
+    assert list(model.predict(given)["speaker"]) == list(dialogue.speakers)
+
+
 def test_what_is_needed_of_a_run_is_three_files(folder, model, tmp_path):
     files = ("config.json", "checkpoints/best.safetensors", "checkpoints/standardiser.safetensors")
     for name in files:

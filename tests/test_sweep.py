@@ -79,6 +79,20 @@ def test_a_sweep_leaves_trials_that_are_runs_pictures_and_the_best_command(space
     assert train_IEMOCAP.main(["--resume", str(out / "trial0000")]) == 0
 
 
+def test_what_a_run_would_refuse_is_refused_before_anything_is_written(space, features, tmp_path, command):
+    earlier = tmp_path / "earlier"
+    assert train_IEMOCAP.main(["--features", str(features), *QUICK, "--out", str(earlier)]) == 0
+    for flags, said in (
+        (["--use-trained-GAN", earlier], "of this run's held-out dialogues"),
+        (["--use-trained-GAN", tmp_path / "nowhere"], "cannot be read"),
+        (["--drop-modality", "text:0.1", "--modalities", "visual,audio"], "no text features"),
+    ):
+        argv = [space, "--features", features, *QUICK, "--folds", "2", "--out", tmp_path / "sweep", *flags]
+        status, _, error = command(*argv)
+        assert status == 2 and error.count("\n") == 1 and said in error
+        assert not (tmp_path / "sweep").exists()
+
+
 def test_test_dialogues_play_no_part(finished, space, corpus, tmp_path, command):
     test = set(corpus.splits["test"])
     other = {
