@@ -34,6 +34,7 @@ from extraction import (
     wav,
 )
 from safetensors.numpy import load_file
+from small import ran
 from test_extract_readers import SRT
 
 import extract_features
@@ -410,9 +411,8 @@ def test_a_cache_that_is_none_is_one_line(tmp_path):
     ],
 )
 def test_flags_that_contradict_are_refused(tmp_path, capsys, flags, line):
-    with pytest.raises(SystemExit) as caught:
-        extract_features.parse_args([*flags.format(tmp_path).split(), "--out", "a.safetensors"])
-    assert caught.value.code == 2 and line in capsys.readouterr().err
+    status, _, error = ran(extract_features.main, [*flags.format(tmp_path).split(), "--out", "a.safetensors"], capsys)
+    assert status == 2 and line in error
 
 
 # From recordings to predictions ---------------------------------------------------------------------------------------
