@@ -91,6 +91,16 @@ def is_leftover(path: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what has no end, or blocks whoever reads it: a device, a pipe, a folder.
+
+    Raises:
+        InputError: If the path is there and no file.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: a folder, a pipe or a device; name a file")
+
+
 def read_text(path: Path, most: int = 100_000_000) -> str:
     """The text of a small file, UTF-8.
 

@@ -71,8 +71,13 @@ def join(device: str) -> str:
         InputError: If they do not meet.
     """
     global _device, _stderr, _store
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         return device
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if not os.environ.get(name, "").isdecimal():
+            raise InputError(f"torchrun: {name} is no number in the environment; use torchrun, or unset WORLD_SIZE")
+    if "MASTER_ADDR" not in os.environ:
+        raise InputError("torchrun: MASTER_ADDR is not in the environment; use torchrun, or unset WORLD_SIZE")
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():

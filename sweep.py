@@ -25,7 +25,7 @@ from experiment.corpus import load_corpus
 from experiment.jobs import Job, do_all
 from experiment.plan import plan
 from experiment.sweep_flags import Sweep, parse_args
-from files import InputError, TrainingError, complain
+from files import InputError, TrainingError, WriteError, complain
 from train_IEMOCAP import run_seed
 
 
@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stopped:
             complain(f"Interrupted in {stopped}. The same command goes on.")
         return 130 if stopped else 0
+    except WriteError as error:
+        complain(f"error: {error}. Finished trials are kept, and the same command goes on.")
+        return 1
     except InputError as error:
         complain(f"error: {error}")
         return 2

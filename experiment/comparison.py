@@ -20,7 +20,7 @@ from dataloader import IGNORE_LABEL, session_of
 from experiment.predictions import class_names, read_predictions
 from experiment.run_directory import read_config
 from experiment.settings import check_seeds
-from files import InputError, printable
+from files import InputError, check_regular, printable
 
 DRAWS = 10_000
 GROUP_DRAWS = 1_000  # at most, for each of perhaps hundreds of speakers
@@ -120,6 +120,7 @@ def read_table(path: Path, reference: Predictions) -> Predictions:
     Raises:
         InputError: If utterances or columns are missing, an utterance is there twice, or a class is unknown.
     """
+    check_regular(path)
     try:
         given = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except OSError as error:

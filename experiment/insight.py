@@ -20,7 +20,7 @@ from dataloader import Dialogue, session_of
 from experiment.comparison import draws, interval
 from experiment.run_directory import read_json, unguarded
 from experiment.settings import Settings, from_json
-from files import InputError
+from files import InputError, check_regular
 
 DRAWS = 1000  # of the bootstrap
 POINTS = 300  # utterances on a map: more are a blot
@@ -184,6 +184,7 @@ def read_predictions(
     Raises:
         InputError: If the file is not there or not what a run writes.
     """
+    check_regular(path)
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except OSError as error:
@@ -216,6 +217,7 @@ def read_predictions(
 
 def read_curves(path: Path) -> list[dict[str, float]]:
     """Rows of a CSV file of curves; what is no number is left out."""
+    check_regular(path)
     try:
         table = pd.read_csv(path)
     except OSError as error:

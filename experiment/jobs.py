@@ -25,7 +25,7 @@ from typing import Any
 from experiment import run
 from experiment.console import say
 from experiment.run_directory import LOG, PROJECT
-from files import InputError, TrainingError, complain, printable
+from files import InputError, TrainingError, WriteError, complain, printable
 from parallel import LostProcessError
 from utils import out_of_memory
 
@@ -168,6 +168,12 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+# What a worker does. It need not have the project on its path, nor need Dask's scheduler: here is nothing but builtins.
+DO = """(
+    project in __import__("sys").path or __import__("sys").path.insert(0, project),
+    (name, __import__("importlib").import_module("experiment.jobs").do(*job)),
+)[1]"""
+
 Start = Callable[[Mapping[str, Job], Path, int], Iterator[tuple[str, dict[str, Any]]]]
 
 
@@ -179,15 +185,20 @@ def pool(jobs: int, cluster: str | None) -> Iterator[Start]:
     def start(left: Mapping[str, Job], stop: Path, at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
         parent = None if cluster else os.getpid()
         calls = (
-            joblib.delayed(call)(
-                *(str(PROJECT), name, job.module, job.function, job.arguments, str(job.directory / LOG)),
-                *(str(stop), parent, str(Path.cwd())),
+            joblib.delayed(eval)(
+                DO,
+                {
+                    "project": str(PROJECT),
+                    "name": name,
+                    "job": (
+                        *(job.module, job.function, job.arguments, str(job.directory / LOG)),
+                        *(str(stop), parent, str(Path.cwd())),
+                    ),
+                },
             )
             for name, job in left.items()
         )
-        several = (
-            {"n_jobs": -1, "pre_dispatch": "all"} if cluster else {"n_jobs": max(2, jobs), "pre_dispatch": at_once}
-        )
+        several = {"n_jobs": max(2, jobs), "pre_dispatch": "all" if cluster else at_once}
         yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, **several)(calls)
 
     if cluster:
@@ -214,13 +225,13 @@ def dask_client(address: str) -> Iterator[Any]:
         InputError: If dask is not installed, nobody answers there, or a worker would have several runs in one process.
     """
     try:
-        import cloudpickle
         from distributed import Client
     except ImportError:
         raise InputError(f"--cluster needs dask.distributed; {INSTALL}") from None
     import logging
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is to be said of a lost cluster we say
+    for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what is to be said of a lost cluster we say
     try:
         client = Client(address, timeout=ANSWERS_WITHIN, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
@@ -228,8 +239,6 @@ def dask_client(address: str) -> Iterator[Any]:
         raise InputError(
             f"--cluster {address}: nobody answers there ({reason}); start one with: dask scheduler"
         ) from None
-    # Workers need not have the project on their path: the one function that puts it there goes with its code.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         with suppress(TimeoutError):
             client.wait_for_workers(1, timeout=WORKERS_WITHIN)
@@ -241,18 +250,46 @@ def dask_client(address: str) -> Iterator[Any]:
                 f"--cluster {address}: has workers of several threads, and a run takes a process for itself; start "
                 "them with --nthreads 1"
             )
-        yield client
+        with watching(client, address):
+            yield client
     finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
         with suppress(Exception):  # of a cluster that is gone
             client.close(timeout=1)
 
 
+@contextmanager
+def watching(client: Any, address: str) -> Iterator[None]:
+    """Say it once where a cluster has no worker any more: jobs wait then, as for a queue that starts workers again."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        lonely = 0.0
+        while not ended.wait(1) and lonely < WORKERS_WITHIN:
+            with suppress(Exception):  # a lost connection is found elsewhere
+                lonely = 0.0 if client.ncores() else lonely + 1
+        if not ended.is_set():
+            complain(
+                f"warning: --cluster {address}: has had no worker for {WORKERS_WITHIN:.0f} seconds; runs wait for one "
+                f"(dask worker {address} --nthreads 1), and go on from their checkpoints; Ctrl-C, twice, ends this"
+            )
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
 def dask_backend(client: Any) -> Any:
-    """Joblib's Dask backend, which would wait for ever for a job that Dask has given up."""
+    """Joblib's Dask backend, which waits for ever for a job that Dask has given up, and does a single worker's here."""
     from joblib._dask import DaskDistributedBackend
 
     class Backend(DaskDistributedBackend):
+        def effective_n_jobs(self, n_jobs: int) -> int:
+            return max(2, super().effective_n_jobs(n_jobs))
+
         def submit(self, func: Any, callback: Any = None) -> Any:
             future = super().submit(func, callback)
             future.add_done_callback(lambda done: callback(done.exception()) if done.exception() else None)
@@ -283,17 +320,6 @@ def checked(results: Iterator[Any], address: str) -> Iterator[tuple[str, dict[st
 
 
 # Where the job is done ------------------------------------------------------------------------------------------------
-
-
-def call(project: str, name: str, *job: Any) -> tuple[str, dict]:
-    """Find the project and `do` a job. Works without it at first, so it stands for itself."""
-    import sys
-
-    if project not in sys.path:
-        sys.path.insert(0, project)
-    from experiment.jobs import do
-
-    return name, do(*job)
 
 
 def command(script: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -353,7 +379,8 @@ def do(
                 return getattr(import_module(module), function)(*arguments)
             except (InputError, TrainingError) as error:
                 complain(f"error: {error}")
-                return {"failed": str(error), "input": isinstance(error, InputError)}
+                unwritten = isinstance(error, WriteError)
+                return {"failed": str(error), "unwritten": unwritten, "input": isinstance(error, InputError)}
             except KeyboardInterrupt:
                 return {"interrupted": "an instant"}
             except Exception as error:

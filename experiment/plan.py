@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import shutil
 import sys
@@ -25,7 +26,7 @@ from experiment.look import leave_a_look
 from experiment.predictions import class_names, predictions_of, read_predictions
 from experiment.run_directory import check_same_run, drop_states, locked, read_report, states, write_json
 from experiment.settings import Settings, from_json
-from files import InputError, InterruptedRunError, TrainingError, read_text
+from files import InputError, InterruptedRunError, TrainingError, WriteError, read_text
 
 Figures = Mapping[str, Any]
 
@@ -81,7 +82,7 @@ def train_plan(
         The figures of the only run, or the means of several; with ``interrupted`` where the plan was stopped.
 
     Raises:
-        InputError, TrainingError: If a run fails; of several at a time, after the others.
+        InputError, TrainingError, WriteError: If a run fails; of several at a time, after the others.
     """
     finished: dict[str, Figures] = {}
     if runs[0].name and (at_once > 1 or cluster):
@@ -125,7 +126,9 @@ def train_at_once(
     if failed:
         reasons = "; ".join(f"{name}: {result['failed']}" for name, result in failed.items())
         kind = InputError if all(result.get("input") for result in failed.values()) else TrainingError
-        raise kind(f"{len(failed)} of {len(runs)} runs failed, the others are finished: {reasons:.1500}")
+        kind = WriteError if any(result.get("unwritten") for result in failed.values()) else kind
+        others = ", the others are finished" if finished else ""
+        raise kind(f"{len(failed)} of {len(runs)} runs failed{others}: {reasons:.1500}")
     return means
 
 
@@ -328,7 +331,8 @@ def summary_text(
     for name, column in named.items():
         each = ", ".join(f"{value:.2f}" for value in column)
         spread, interval = utils.deviation(column), utils.interval(column)
-        known = f"{spread:.2f}, {interval[0]:.2f} to {interval[1]:.2f}" if interval else "–"
+        most = math.inf if name == "loss" else 100.0  # of few runs Student's t reaches beyond what a score can be
+        known = f"{spread:.2f}, {max(0, interval[0]):.2f} to {min(most, interval[1]):.2f}" if interval else "–"
         lines.append(f"  {name:<{width}} {column.mean():6.2f} ± {known}   ({each})")
     if chosen:
         lines.append(

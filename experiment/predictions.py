@@ -10,7 +10,7 @@ import pandas as pd
 
 from dataloader import IGNORE_LABEL
 from experiment.run_directory import unguarded
-from files import InputError
+from files import InputError, check_regular
 
 LEAST = 5e-7  # half of the last of 6 decimals
 TEXT = {"dialogue", "utterance", "speaker", "sentence"}
@@ -26,6 +26,7 @@ def read_predictions(directory: Path, split: str = "test") -> pd.DataFrame:
         InputError: If it is not there or is no such table.
     """
     path = directory / "predictions.csv"
+    check_regular(path)
     try:
         names = dict.fromkeys(TEXT, str)  # or 07 and 7 would be one speaker
         table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"label": [""]}, encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from experiment.plan import plan, summarise_tree, train_in_plan, train_or_read
 from experiment.run_directory import LOG, check_same_run, is_leftover, locked, write_config, write_csv, write_json
 from experiment.settings import Settings, contradiction, differences, from_json, read_json
 from experiment.sweep_flags import Range, Sweep
-from files import InputError, TrainingError, complain
+from files import InputError, TrainingError, WriteError, complain
 from utils import out_of_memory, stream
 
 try:
@@ -42,6 +43,7 @@ FIRST, WARM_UP = 5, 0.25  # trials, and part of a trial, that are never pruned
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message=".*is not divisible by `step`.*", category=UserWarning)
 
 Train = Callable[[Settings, Corpus, Path], Mapping[str, Any]]
 
@@ -71,6 +73,8 @@ def open_study(sweep: Sweep, corpus: Corpus) -> optuna.Study:
     except OSError as error:
         raise InputError(f"--out {out}: cannot be made ({error.strerror}); choose another directory") from None
     path = out / "sweep.json"
+    if not path.exists() and any(not (each.name.startswith(".") or is_leftover(each)) for each in out.iterdir()):
+        raise InputError(f"--out {out}: not empty and of no sweep; choose another")
     with asking(out):
         if path.exists():
             begun = read_json(path)
@@ -81,25 +85,28 @@ def open_study(sweep: Sweep, corpus: Corpus) -> optuna.Study:
             other += differences(from_json(begun["settings"], str(path)), sweep.settings)
             if other:
                 raise InputError(f"{path}: a sweep with another {', '.join(other)}; choose another --out")
-        elif any(not (each.name.startswith(".") or is_leftover(each)) for each in out.iterdir()):
-            raise InputError(f"--out {out}: not empty and of no sweep; choose another")
         else:
-            write_json(path, begun := {**about, "study": f"{out.resolve().name:.100}-{uuid.uuid4().hex[:8]}"})
+            begun = {**about, "study": f"{out.resolve().name:.100}-{uuid.uuid4().hex[:8]}"}
         with answering(sweep):
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=storage_of(sweep),
                 study_name=begun["study"],
                 direction="maximize",
                 pruner=optuna.pruners.MedianPruner(FIRST, round(1000 * WARM_UP)) if sweep.prune else None,
                 load_if_exists=True,
             )
+        if not path.exists():
+            write_json(path, begun)  # now that the storage answers: with a mistake in it the directory would be used up
+        return study
 
 
 def storage_of(sweep: Sweep) -> optuna.storages.BaseStorage:
     """The journal in the directory, or the database."""
     if not sweep.storage:
-        backend = optuna.storages.journal.JournalFileBackend(str(Path(sweep.out) / "journal.log"))
-        return optuna.storages.JournalStorage(backend)
+        path = Path(sweep.out) / "journal.log"
+        lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
+        mend(path, lock)
+        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock))
     url = make_url(sweep.storage)
     options = {}
     if url.get_backend_name() == "postgresql":
@@ -108,10 +115,27 @@ def storage_of(sweep: Sweep) -> optuna.storages.BaseStorage:
     return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
 
 
+def mend(path: Path, lock: Any) -> None:
+    """Take a line off the end of a journal that a worker was killed in the midst of: the next would be glued to it."""
+    if not path.is_file():
+        return
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
 def hidden(storage: str | None) -> str | None:
     """The URL of a database without the password in it."""
+    if not storage:
+        return None
     try:
-        return make_url(storage).render_as_string(hide_password=True) if storage else None
+        url = make_url(storage)
+        secrets = {name: "***" for name in url.query if "pass" in name.lower()}
+        return url.update_query_dict(secrets).render_as_string(hide_password=True)
     except (SQLAlchemyError, ValueError):
         raise InputError("--storage: no URL of a database, such as postgresql://user@host/name") from None
 
@@ -125,7 +149,9 @@ def answering(sweep: Sweep) -> Iterator[None]:
     """
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, OSError, json.JSONDecodeError) as e:
+    except (InputError, TrainingError, optuna.TrialPruned):
+        raise
+    except Exception as e:  # whatever a damaged journal, or a database of another version, comes to in Optuna
         where = f"--storage {hidden(sweep.storage)}" if sweep.storage else f"{sweep.out}/journal.log"
         why = str(e.__cause__ or e).split("\n")[0]
         raise StorageError(
@@ -136,7 +162,11 @@ def answering(sweep: Sweep) -> Iterator[None]:
 @contextmanager
 def asking(out: Path) -> Iterator[None]:
     """One worker at a time."""
-    with FileLock(out / ".ask.lock"):
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(out / ".ask.lock"))
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another directory") from None
         yield
 
 
@@ -161,8 +191,9 @@ def search(sweep: Sweep, corpus: Corpus, train: Train) -> str | None:
                 state, told = optuna.trial.TrialState.COMPLETE, "interrupted" if figure is None else f"F1 {figure:.2f}"
             except optuna.TrialPruned as pruned:
                 figure, state, told = None, optuna.trial.TrialState.PRUNED, f"pruned{pruned}"
-            except (RuntimeError, MemoryError) as error:
-                if isinstance(error, StorageError) or not (isinstance(error, TrainingError) or out_of_memory(error)):
+            except (InputError, RuntimeError, MemoryError) as error:
+                expected = isinstance(error, (InputError, TrainingError)) or out_of_memory(error)
+                if isinstance(error, (StorageError, WriteError)) or not expected:
                     raise
                 figure, state, told = None, optuna.trial.TrialState.FAIL, f"failed: {error}"
             if told == "interrupted":

@@ -351,13 +351,13 @@ class FusionSettings:
     """Stage 1: adversarial fusion."""
 
     epochs: int = setting(
-        30, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
+        20, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
     )
     lr: float = setting(
-        1e-3,
+        1.5e-3,
         Number(float, 0, 1e3, above=True),
         "--GAN-lr",
-        "learning rate of generators and discriminators; with --GAN-loss reference discriminators have half of it",
+        "learning rate of the generators; discriminators have half of it",
         metavar="LR",
     )
     weight: float = setting(
@@ -408,9 +408,9 @@ class FusionSettings:
 class ClassifierSettings:
     """Stage 2: graph-based emotion classifier."""
 
-    epochs: int = setting(30, Number(int, 1, 100_000), "--epochs", "epochs of stage 2", metavar="N")
+    epochs: int = setting(24, Number(int, 1, 100_000), "--epochs", "epochs of stage 2", metavar="N")
     lr: float = setting(
-        1e-3,
+        2e-3,
         Number(float, 0, 1e3, above=True),
         "--lr",
         "peak learning rate of the one-cycle schedule (arXiv 1708.07120); lower it if the loss is unsteady",

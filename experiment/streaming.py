@@ -267,7 +267,9 @@ class Stream:
         """A row ``[d]`` by the statistics of the training dialogues."""
         # As a file's rows are, float32 first.
         x = (row - member.standardise.mean[m]) / member.standardise.scale[m]
-        return torch.from_numpy(x.astype(np.float32)).to(self.model.device)
+        with np.errstate(over="ignore"):  # what comes of it is looked at
+            x = x.astype(np.float32)
+        return torch.from_numpy(x).to(self.model.device)
 
     def _name(self, turn: Mapping[str, Any], field: str) -> str:
         """The name in a field, a string or a whole number."""

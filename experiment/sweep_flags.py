@@ -126,6 +126,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Sweep:
         parser.error("name the feature file with --features, or try --demo")
     if problem := s.contradiction(settings):
         parser.error(problem)
+    if (given["storage"] or "").startswith("sqlite") and ":memory:" in given["storage"]:
+        parser.error("--storage: a database in memory is gone with its process; name a file, sqlite:///FILE")
     valid = settings.data.valid
     if valid and given["folds"]:
         parser.error("--valid and --folds exclude each other: a trial is scored on one inner fold, or on all of them")
@@ -163,6 +165,8 @@ def read_space(path: Path) -> tuple[Range, ...]:
     found = []
     for key, value in content.items():
         flag = f"--{key.lstrip('-')}"
+        if flag in [one.flag for one in found]:
+            raise InputError(f"{path}: {flag} is there twice; give it once")
         if flag not in fields:
             raise InputError(f"{path}: {key!r:.40} is no flag to be tuned; there are {', '.join(sorted(fields))}")
         try:
@@ -175,6 +179,8 @@ def read_space(path: Path) -> tuple[Range, ...]:
 def _range(name: str, kind: Any, flag: str, value: Any) -> Range:
     if isinstance(value, list):
         choices = tuple(kind.check(x) for x in value)
+        if any(isinstance(x, Mapping) for x in choices):
+            raise ValueError("its values are no plain words or numbers; fix it by its flag")
         if len(set(choices)) != len(choices) or len(choices) < 2:
             raise ValueError("give two or more choices, each once")
         return Range(name, flag, choices)
@@ -188,6 +194,6 @@ def _range(name: str, kind: Any, flag: str, value: Any) -> Range:
         raise ValueError(f"low {low} is not below high {high}")
     if log and (low <= 0 or step):
         raise ValueError("log goes with low above 0 and without step")
-    if step is not None and not (isinstance(step, (int, kind.kind)) and 0 < step <= high - low):
+    if step is not None and not (isinstance(step, (int, kind.kind)) and 1e-6 * (high - low) <= step <= high - low):
         raise ValueError(f"{step!r:.40} is no step between low and high")
     return Range(name, flag, (), low, high, log, step, kind.kind is int)

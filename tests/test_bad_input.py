@@ -257,6 +257,14 @@ def test_refuses_flags(refused, sound, flags):
     assert FLAGS[flags] in refused("--features", sound, "--out", "run", *BRIEF[:-1], *flags.split())
 
 
+@pytest.mark.parametrize("name, value", [("WORLD_SIZE", "two"), ("RANK", None), ("MASTER_ADDR", None)])
+def test_half_of_what_torchrun_sets_is_refused(refused, sound, monkeypatch, name, value):
+    numbers = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "1"}
+    for each, set_to in {**numbers, "MASTER_ADDR": "127.0.0.1", name: value}.items():
+        monkeypatch.setenv(each, set_to) if set_to else monkeypatch.delenv(each, raising=False)
+    assert f"torchrun: {name} is" in refused("--features", sound, "--out", "run", *BRIEF[:-1])
+
+
 def test_without_features_says_where_to_get_some(command, tmp_path):
     status, error = command("--out", "run")
     assert status == 2 and "Traceback" not in error

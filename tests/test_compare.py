@@ -234,6 +234,14 @@ def test_the_interval_holds_what_it_should():
     assert interval(np.arange(1001) / 10) == (2.5, 97.5) and DRAWS == 10_000
 
 
+def test_predictions_that_have_no_end_are_not_read(tmp_path, capsys):
+    write_run(tmp_path / "run", table(dialogues=3))
+    (tmp_path / "run" / "predictions.csv").unlink()
+    (tmp_path / "run" / "predictions.csv").symlink_to("/dev/zero")
+    assert compare.main([str(tmp_path / "run")]) == 2
+    assert "predictions.csv: a folder, a pipe or a device" in capsys.readouterr().err
+
+
 def test_ids_are_text_whatever_they_look_like(tmp_path):
     """Speakers 07 and 7 are two, dialogue 008 is no number, and one that begins with - keeps no guard."""
     frame = table(dialogues=3)

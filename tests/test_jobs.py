@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -160,8 +162,33 @@ def test_without_dask_the_line_says_how_to_install_it(features, tmp_path, comman
 # A cluster ------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def cluster_of(workers, folder):
+    """A scheduler and workers as a shell starts them, who know nothing of the project: its address, and the workers."""
+    pytest.importorskip("distributed", reason="pip install -r requirements-scale.txt")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    started = []
+
+    def start(*argv):
+        command = [sys.executable, "-m", "distributed.cli.dask_" + argv[0], *argv[1:], "--scheduler-file", "scheduler"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen([*command, "--no-dashboard"], cwd=folder, env=env, **quiet))
+        return started[-1]
+
+    try:
+        start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        while not (folder / "scheduler").exists():
+            assert started[0].poll() is None
+            time.sleep(0.05)
+        several = [start("worker", "--nthreads", "1", "--no-nanny") for _ in range(workers)]
+        yield json.loads((folder / "scheduler").read_text())["address"], several
+    finally:
+        for process in reversed(started):
+            process.kill()
+            process.wait()
+
+
 def test_a_killed_worker_of_a_cluster_gives_its_run_to_the_other(features, tmp_path, command):
-    distributed = pytest.importorskip("distributed", reason="pip install -r requirements-scale.txt")
     out, killed = tmp_path / "run", []
     argv = ["--features", features, *QUICK, "--epochs", "20", "--seeds", "0,1", "--out", out]
 
@@ -170,18 +197,15 @@ def test_a_killed_worker_of_a_cluster_gives_its_run_to_the_other(features, tmp_p
             time.sleep(0.01)
         lock = str(begun[0].parent.parent / ".lock")
         for worker in workers:
-            pid = worker.process.pid
-            if any(os.path.realpath(fd) == lock for fd in Path(f"/proc/{pid}/fd").iterdir()):
-                os.kill(pid, signal.SIGKILL)
+            if any(os.path.realpath(fd) == lock for fd in Path(f"/proc/{worker.pid}/fd").iterdir()):
+                worker.kill()
                 killed.append(begun[0].parent.parent)
 
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
-    ) as cluster:
-        killer = threading.Thread(target=kill_a_busy_one, args=(list(cluster.workers.values()),), daemon=True)
+    with cluster_of(2, tmp_path) as (address, workers):
+        killer = threading.Thread(target=kill_a_busy_one, args=(workers,), daemon=True)
         killer.start()
-        status, _, error = command(*argv, "--cluster", cluster.scheduler_address)
-    killer.join(10)
+        status, _, error = command(*argv, "--cluster", address)
+        killer.join(10)
     assert (status, error) == (0, "") and len(killed) == 1
     assert scores(out).keys() == {"0", "1"}
     begun = {run: (run / "log.txt").read_text().count(f"into {run}") for run in (out / "seed0", out / "seed1")}

@@ -13,7 +13,7 @@ from dataloader import MOST_SPEAKERS, Standardiser, collate
 from experiment.export import PortableNetwork
 from experiment.prediction import Member, Model
 from experiment.settings import ClassifierSettings, FusionSettings, Settings
-from experiment.streaming import LONGEST_LINE, MOST_OPEN, Stream, answer_lines
+from experiment.streaming import LONGEST_LINE, MOST_OPEN, RefusedTurnError, Stream, answer_lines
 from experiment.trained import build_network, shape_of
 from files import InputError
 from synthetic import synthetic_corpus
@@ -227,6 +227,14 @@ def test_a_run_that_cannot_stream_is_refused_with_the_line_that_trains_one(chang
     with pytest.raises(InputError, match=says) as error:
         Stream(model(**changes))
     assert "train_IEMOCAP.py --causal" in str(error.value)
+
+
+def test_numbers_too_large_are_refused_without_a_word_of_numpy_s(recwarn):
+    turn = turns(CORPUS.split("test")[0])[0]
+    turn["features"]["text"] = [3.4e38] * DIMS["text"]
+    with pytest.raises(RefusedTurnError, match="numbers so large that nothing comes of them"):
+        Stream(model()).answer(turn)
+    assert not recwarn.list
 
 
 def test_speakers_beyond_those_told_apart_are_one_everywhere():

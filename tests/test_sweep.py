@@ -184,6 +184,9 @@ def test_a_cluster_takes_a_sweep(finished, space, features, tmp_path, command, m
         '{"attention": {"low": 0, "high": 1}}': "attention: has no range",
         '{"epochs": {"low": 1, "high": 3, "stop": 1}}': "epochs: give a list of choices, or low and high",
         '{"epochs": {"low": 1, "high": 3, "step": 9}}': "epochs: 9 is no step between low and high",
+        '{"noise": {"low": 0, "high": 1, "step": 1e-320}}': "noise: 1e-320 is no step",
+        '{"lr": [0.1, 0.2], "--lr": [0.1, 0.3]}': "--lr is there twice; give it once",
+        '{"drop-modality": [{"text": 0.1}, {"text": 0.2}]}': "drop-modality: its values are no plain words or numbers",
     }.items(),
 )
 def test_a_space_that_cannot_be_is_refused_in_a_line(content, said, features, tmp_path, command):
@@ -201,12 +204,15 @@ def test_a_space_that_cannot_be_is_refused_in_a_line(content, said, features, tm
         "--storage nonsense": "is not the URL of a database",
         "--storage nonsense://x": "--storage nonsense://x: cannot be used",
         "--storage postgresql://me:secret@127.0.0.1:9/x": "--storage postgresql://me:***@127.0.0.1:9/x: cannot be used",
+        "--storage postgresql://127.0.0.1:9/x?password=secret": "?password=%2A%2A%2A: cannot be used",
+        "--storage sqlite:///:memory: --jobs 2": "a database in memory is gone with its process",
         "--folds 2000": "fewer folds",
     }.items(),
 )
 def test_flags_that_cannot_be_are_refused_in_a_line(flags, said, space, features, tmp_path, command):
     status, _, error = command(space, "--features", features, "--out", tmp_path / "sweep", *flags.split())
     assert status in (1, 2) and error.count("\n") == 1 and said in error and "secret" not in error
+    assert not (tmp_path / "sweep" / "sweep.json").exists()  # so that the command can be mended
 
 
 def test_a_folder_of_something_else_or_of_another_sweep_is_refused(finished, space, features, tmp_path, command):
@@ -223,6 +229,31 @@ def test_a_folder_of_something_else_or_of_another_sweep_is_refused(finished, spa
     (tmp_path / "thesis.tex").write_text("years of work")
     status, _, error = command(space, *argv, tmp_path)
     assert status == 2 and error.count("\n") == 1 and "not empty and of no sweep" in error
+    assert not (tmp_path / ".ask.lock").exists()
+    (tmp_path / "locked" / ".ask.lock").mkdir(parents=True)
+    status, _, error = command(space, *argv, tmp_path / "locked")
+    assert status == 2 and error.count("\n") == 1 and "cannot be written" in error
+
+
+@pytest.mark.parametrize("damage", ["torn", "{}\n", "[1]\n", '{"op_code": 99}\n'])
+def test_a_damaged_journal_is_mended_or_said_in_a_line(finished, space, features, tmp_path, command, damage):
+    """A worker that is killed in the midst of a line leaves half of it, and the sweep goes on."""
+    out = shutil.copytree(finished, tmp_path / "sweep")
+    content = (out / "journal.log").read_text()
+    (out / "journal.log").write_text(content[:-40] if damage == "torn" else content + damage)
+    argv = [space, "--features", features, *QUICK, "--valid", "0.34", "--trials", "3", "--out", out]
+    status, _, error = command(*argv)
+    if damage == "torn":
+        assert (status, error) == (0, "") and table(out)["lr"].tolist() == table(finished)["lr"].tolist()
+    else:
+        assert status == 1 and error.count("\n") == 1 and "journal.log: cannot be used" in error
+
+
+def test_a_choice_that_cannot_be_fails_its_trial_alone(features, tmp_path, command):
+    (tmp_path / "space.json").write_text(json.dumps({"use-trained-GAN": [str(tmp_path / "a"), str(tmp_path / "b")]}))
+    argv = [tmp_path / "space.json", "--features", features, *QUICK, "--folds", "2", "--trials", "2"]
+    status, said, error = command(*argv, "--out", tmp_path / "sweep")
+    assert (status, error) == (0, "") and said.count("failed: ") == 2 and "none of them finished" in said
 
 
 def test_without_optuna_the_line_says_how_to_install_it(space, features, tmp_path, command, monkeypatch):
