@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dataloader import Batch, Dialogue, batches
+from experiment.evaluation import BATCH_SIZE
 from model import GANFFN, dialogue_edges, padded
 
-BATCH_SIZE = 16
 EDGES_AT_ONCE = 20_000
 
 

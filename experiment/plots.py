@@ -319,7 +319,7 @@ def _classes(seen: Insight) -> plt.Figure:
     return per_class_f1(list(per_class), f1, *np.percentile(drawn, [2.5, 97.5], axis=0), "95 % interval over dialogues")
 
 
-def draw(seen: Insight, formats: Sequence[str] = ("png",), directory: Path | None = None) -> list[Path]:
+def draw(seen: Insight, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Draw every picture a run has; one that fails is a line among the problems. Returns what was written."""
     written = []
     with style():
@@ -327,7 +327,7 @@ def draw(seen: Insight, formats: Sequence[str] = ("png",), directory: Path | Non
 
             def one(name: str = name, make: Callable[[], plt.Figure | None] = make) -> list[Path]:
                 figure = make()
-                return save(figure, (directory or seen.directory) / name, formats) if figure else []
+                return save(figure, seen.directory / name, formats) if figure else []
 
             written += seen.attempt(f"picture {name}", one) or []
     seen.drawn += written

@@ -378,7 +378,8 @@ def _load_one(directory: Path, config: Mapping[str, Any], device: str) -> Model:
     """The model of one run."""
     where = directory / "config.json"
     settings = from_json(config["settings"], str(where))
-    shape = _shape(config["corpus"], where)
+    dims = config["corpus"]["dims"]
+    shape = {**config["corpus"], "dims": {m: dims[m] for m in MODALITIES if m in dims}}
     try:
         with torch.device("meta"):  # the weights take the place of what would be drawn
             network = build_network(shape, settings.fusion, settings.classifier)
@@ -406,24 +407,6 @@ def _load_one(directory: Path, config: Mapping[str, Any], device: str) -> Model:
         (member,),
         device,
     )
-
-
-def _shape(shape: Any, where: Path) -> dict[str, Any]:
-    """What ``config.json`` says of the corpus, once it is sure to be that."""
-    try:
-        dims, names, speakers = dict(shape["dims"]), list(shape["label_names"]), shape["num_speakers"]
-        numbers = [*dims.values(), speakers]
-        if (
-            not dims
-            or not names
-            or not set(dims) <= set(MODALITIES)
-            or not all(type(n) is int and 0 < n < 2**24 for n in numbers)
-            or not all(isinstance(name, str) for name in names)
-        ):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{where}: corpus: no widths, classes and speakers; the run directory is damaged") from None
-    return {"dims": {m: dims[m] for m in MODALITIES if m in dims}, "label_names": names, "num_speakers": speakers}
 
 
 def _dialogues(given: Any) -> list[Dialogue]:
