@@ -24,7 +24,7 @@ import experiment.run
 from dataloader import Corpus
 from experiment.console import say
 from experiment.plan import plan, summarise_tree, train_in_plan, train_or_read
-from experiment.run_directory import LOG, check_same_run, is_leftover, locked, write_config, write_csv, write_json
+from experiment.run_directory import LOG, check_same_run, locked, write_config, write_csv, write_json
 from experiment.settings import Settings, contradiction, differences, from_json, read_json
 from experiment.sweep_flags import Range, Sweep
 from files import InputError, TrainingError, WriteError, complain
@@ -37,6 +37,7 @@ try:
 except ImportError:
     raise InputError("a sweep needs Optuna; install it with: pip install -r requirements-scale.txt") from None
 
+JOURNAL = "journal.log"
 ANSWERS_WITHIN = 5  # seconds a database may take
 FIRST, WARM_UP = 5, 0.25  # trials, and part of a trial, that are never pruned
 
@@ -73,7 +74,8 @@ def open_study(sweep: Sweep, corpus: Corpus) -> optuna.Study:
     except OSError as error:
         raise InputError(f"--out {out}: cannot be made ({error.strerror}); choose another directory") from None
     path = out / "sweep.json"
-    if not path.exists() and any(not (each.name.startswith(".") or is_leftover(each)) for each in out.iterdir()):
+    own = (path.name, JOURNAL)  # another worker may be making them
+    if not path.exists() and any(each.name not in own and each.name[0] != "." for each in out.iterdir()):
         raise InputError(f"--out {out}: not empty and of no sweep; choose another")
     with asking(out):
         if path.exists():
@@ -103,7 +105,7 @@ def open_study(sweep: Sweep, corpus: Corpus) -> optuna.Study:
 def storage_of(sweep: Sweep) -> optuna.storages.BaseStorage:
     """The journal in the directory, or the database."""
     if not sweep.storage:
-        path = Path(sweep.out) / "journal.log"
+        path = Path(sweep.out) / JOURNAL
         lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
         mend(path, lock)
         return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock))
@@ -152,7 +154,7 @@ def answering(sweep: Sweep) -> Iterator[None]:
     except (InputError, TrainingError, optuna.TrialPruned):
         raise
     except Exception as e:  # whatever a damaged journal, or a database of another version, comes to in Optuna
-        where = f"--storage {hidden(sweep.storage)}" if sweep.storage else f"{sweep.out}/journal.log"
+        where = f"--storage {hidden(sweep.storage)}" if sweep.storage else f"{sweep.out}/{JOURNAL}"
         why = str(e.__cause__ or e).split("\n")[0]
         raise StorageError(
             f"{where}: cannot be used ({why:.200}); finished trials are kept, and the same command goes on"
