@@ -73,7 +73,7 @@ from parallel import LostProcessError, complain
 from utils import AveragedWeights, finite, finite_weights, stream
 
 # What the method fixes; benchmarks/ shows what each is worth.
-DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators', as in the reference
+REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators' in the reference; here 1
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
 EMA_DECAY = 0.975  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
@@ -146,7 +146,8 @@ def train_adversarial_fusion(
     lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
     generator_optimizer = utils.AdamW(generating.parameters(), lr, weight_decay=weight_decay)
     schedule = one_cycle(generator_optimizer, lr, epochs * len(loader))
-    discriminator_optimizer = optimizer_of_discriminators(fusion, DISCRIMINATOR_LR_RATIO * lr)
+    ratio = 1.0 if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
+    discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * lr)
     parts = {
         "fusion": fusion,
         "average": average,

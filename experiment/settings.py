@@ -351,13 +351,13 @@ class FusionSettings:
     """Stage 1: adversarial fusion."""
 
     epochs: int = setting(
-        20, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
+        30, Number(int, 0, 100_000), "--GAN-epochs", "epochs of stage 1; 0 leaves stage 1 out", metavar="N"
     )
     lr: float = setting(
-        1.5e-3,
+        1e-3,
         Number(float, 0, 1e3, above=True),
         "--GAN-lr",
-        "learning rate of the generators; discriminators have half of it",
+        "learning rate of generators and discriminators; with --GAN-loss reference discriminators have half of it",
         metavar="LR",
     )
     weight: float = setting(
