@@ -75,9 +75,9 @@ from utils import AveragedWeights, finite, finite_weights, stream
 # What the method fixes; benchmarks/ shows what each is worth.
 REFERENCE_DISCRIMINATOR_LR_RATIO = 0.5  # discriminators' learning rate over generators' in the reference; here 1
 GRADIENT_PENALTY = 1.0  # weight of R1 and R2
-EMA_DECAY = 0.975  # of the averaged weights, a step
+EMA_DECAY = 0.98  # of the averaged weights, a step
 CLIP_GRADIENT = 1.0  # norm
-WARM_UP = 0.1  # part of a stage in which its learning rate rises
+WARM_UP = 0.1  # part of stage 1 in which its learning rate rises
 GLANCE = 100  # turns of a dialogue that the averaged weights are tried on
 
 # The method ----------------------------------------------------------------------------------------------------------
@@ -145,7 +145,11 @@ def train_adversarial_fusion(
     generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.translators])
     lr, weight_decay = settings.fusion.lr, settings.classifier.weight_decay
     generator_optimizer = utils.AdamW(generating.parameters(), lr, weight_decay=weight_decay)
-    schedule = one_cycle(generator_optimizer, lr, epochs * len(loader))
+    steps = max(2, epochs * len(loader))
+    rise = max(WARM_UP, 1.5 / steps)  # of ten steps torch divides by 10 * 0.1 - 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        generator_optimizer, lr, total_steps=steps, pct_start=rise, cycle_momentum=False
+    )
     ratio = 1.0 if fusion.relativistic else REFERENCE_DISCRIMINATOR_LR_RATIO
     discriminator_optimizer = optimizer_of_discriminators(fusion, ratio * lr)
     parts = {
@@ -193,13 +197,6 @@ def train_adversarial_fusion(
     if epochs:
         fusion.generators.load_state_dict(average.module.state_dict())
         fusion.settle(batch.to(settings.run.device) for batch in batches(dialogues, settings.run.batch_size))
-
-
-def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
-    """The learning rate rises to its peak in `WARM_UP` of the steps and falls to nothing (arXiv 1708.07120)."""
-    steps = max(2, steps)
-    rise = max(WARM_UP, 1.5 / steps)  # of ten steps torch divides by 10 * 0.1 - 1
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
 
 
 def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
@@ -257,7 +254,7 @@ def train_classifier(
     flags, device, classes = settings.classifier, settings.run.device, network.classifier.num_classes
     torch.manual_seed(stream(settings.run.seed, "stage 2"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 2"))
-    steps = flags.epochs * math.ceil(len(data["train"]) / settings.run.batch_size)
+    steps = max(2, flags.epochs * math.ceil(len(data["train"]) / settings.run.batch_size))
     weight = class_weights(data["train"], classes).to(device) if flags.class_weight else None
     adjustment = session_logit_adjustment(data["train"], classes) if flags.session_logit_adjustment else {}
     average = AveragedWeights(network, EMA_DECAY)
@@ -269,7 +266,7 @@ def train_classifier(
     learning = nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()
     learning = [p for p in learning if p.requires_grad]
     optimizer = utils.AdamW(learning, flags.lr, weight_decay=flags.weight_decay)
-    schedule = one_cycle(optimizer, flags.lr, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, flags.lr, total_steps=steps, cycle_momentum=False)
     parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}
     done = run.restore("classifier", parts)
     train = with_shared(network.fusion, data["train"]) if at_rest else data["train"]

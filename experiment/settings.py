@@ -408,9 +408,9 @@ class FusionSettings:
 class ClassifierSettings:
     """Stage 2: graph-based emotion classifier."""
 
-    epochs: int = setting(24, Number(int, 1, 100_000), "--epochs", "epochs of stage 2", metavar="N")
+    epochs: int = setting(30, Number(int, 1, 100_000), "--epochs", "epochs of stage 2", metavar="N")
     lr: float = setting(
-        2e-3,
+        1e-3,
         Number(float, 0, 1e3, above=True),
         "--lr",
         "peak learning rate of the one-cycle schedule (arXiv 1708.07120); lower it if the loss is unsteady",
