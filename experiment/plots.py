@@ -64,7 +64,6 @@ def save(figure: plt.Figure, path: Path, formats: Sequence[str] = ("png",)) -> l
         for form in formats:
             with replacing(path.with_suffix(f".{form}")) as temporary:
                 if form == "png":
-                    figure.set_dpi(plt.rcParams["savefig.dpi"])
                     figure.canvas.print_png(temporary)  # the same pixels as `savefig`, which draws everything twice
                 else:
                     figure.savefig(temporary, format=form, metadata={"CreationDate" if form == "pdf" else "Date": None})
