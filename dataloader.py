@@ -480,6 +480,11 @@ def batches(dialogues: Sequence[Dialogue], batch_size: int, generator: torch.Gen
 SESSION_SMOOTHING = 5.0  # utterances of each class that a session is taken to have besides its own
 
 
+def any_label(dialogues: Iterable[Dialogue]) -> bool:
+    """Whether any utterance of these dialogues has a label."""
+    return any((d.labels != IGNORE_LABEL).any() for d in dialogues)
+
+
 def label_counts(dialogues: Sequence[Dialogue], num_classes: int) -> torch.Tensor:
     """How many utterances each class has, ``[C]``."""
     labels = torch.from_numpy(np.concatenate([d.labels for d in dialogues]))

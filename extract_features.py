@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 # Nothing heavy is imported here: every process that decodes imports this file anew.
 
 
-# Flags that say something of one source alone, or of encoders of some kinds.
+# Flags that say something of one source alone, or of a modality's encoders: of one kind, or of any.
 OF_SOURCE = {
     "iemocap": ("classes", "sessions", "keep_unlabelled"),
     "manifest": ("labels",),
     "recording": ("speakers", "transcript", "transcribe"),
 }
 OF_ENCODER = {
-    "text_context": ("text", ("sentence-transformers", "transformers")),
-    "text_layers": ("text", ("transformers",)),
-    "layers": ("acoustic", ("transformers",)),
-    "frame_rate": ("visual", ("transformers", "timm")),
-    "most_frames": ("visual", ("transformers", "timm")),
-    "face": ("visual", ("transformers", "timm")),
+    "text_context": ("text", None),
+    "text_layers": ("text", "transformers"),
+    "layers": ("acoustic", "transformers"),
+    "frame_rate": ("visual", None),
+    "most_frames": ("visual", None),
+    "face": ("visual", None),
 }
 
 
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Extract; 0 if it went well, 2 after one line that says what is wrong, 130 after Ctrl-C."""
     args = parse_args(argv)
     from extract import pipeline
-    from extract.encoders import PRESETS, Settings
+    from extract.encoders import KINDS, PRESETS, Settings
     from extract.house import InputError
 
     preset = PRESETS[args.preset]
@@ -187,8 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.cache or args.out.parent / ".extract_cache"
     cache = folder / f"features{part}.sqlite"
     try:
-        for flag, (modality, kinds) in OF_ENCODER.items():
-            encoder = getattr(settings, modality)
+        for flag, (modality, only) in OF_ENCODER.items():
+            encoder, kinds = getattr(settings, modality), [only] if only else KINDS[modality]
             if getattr(settings, flag) != getattr(Settings, flag) and encoder.partition(":")[0] not in kinds:
                 raise InputError(
                     f"--{flag.replace('_', '-')}: does nothing with --{modality} {printable(encoder, 60)}; leave it out"

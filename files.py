@@ -97,8 +97,9 @@ def check_regular(path: Path) -> None:
     Raises:
         InputError: If the path is there and no file.
     """
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: a folder, a pipe or a device; name a file")
+    with contextlib.suppress(OSError):  # what cannot be looked at cannot be read either: the reader says why
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: a folder, a pipe or a device; name a file")
 
 
 def read_text(path: Path, most: int = 100_000_000) -> str:

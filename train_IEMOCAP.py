@@ -340,7 +340,7 @@ def evaluate_run(command: Command) -> None:
     if command.export_fused:
         check_export(settings, corpus, command.export_fused)
     say(rescore(command, settings, corpus))
-    if command.export_fused and not parallel.follows():
+    if command.export_fused:
         export_fused(directory, corpus, settings, command.export_fused, command.export_stage)
 
 
@@ -375,7 +375,7 @@ def train(command: Command) -> int:
     if "interrupted" in figures:
         complain(f"Interrupted at {figures['interrupted']}. {go_on}")
         return 130
-    if command.export_fused and not parallel.follows():
+    if command.export_fused:
         export_fused(directory, corpus, settings, command.export_fused, command.export_stage)
     say(f"Everything about this run is in {directory}.")
     return 0

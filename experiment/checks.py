@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import parallel
-from dataloader import IGNORE_LABEL, Corpus, Standardiser, hold_out_validation
+from dataloader import IGNORE_LABEL, Corpus, Standardiser, any_label, hold_out_validation
 from experiment.flags import Command, flag_of
 from experiment.plan import calibration_folds
 from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
@@ -233,7 +233,7 @@ def check_part(settings: Settings, part: Corpus, flag: str = "") -> None:
         InputError: If no utterance of a split has a label, or none to train on has a modality.
     """
     for split in part.splits:
-        if all((d.labels == IGNORE_LABEL).all() for d in part.split(split)):
+        if not any_label(part.split(split)):
             raise InputError(
                 f"{part.name}: {flag}{split}: no utterance of dialogue {part.splits[split][0]!r:.80}, or of "
                 "others there, has a label; label some, or divide the dialogues otherwise"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import feature_files
+import parallel
 from dataloader import Batch, Corpus, Dialogue, Standardiser, batches
 from experiment.console import say
 from experiment.evaluation import BATCH_SIZE
@@ -86,8 +87,11 @@ def fused_corpus(
 def export_fused(directory: Path, corpus: Corpus, settings: Settings, path: str, stage: int) -> None:
     """Write the fused features of every utterance in the places of the raw ones, and how they were made.
 
-    Whether there are any and the file can be written is for `experiment.checks.check_export`, before the run.
+    Whether there are any and the file can be written is for `experiment.checks.check_export`, before the run. Of
+    several processes the first writes.
     """
+    if parallel.follows():
+        return
     config = read_config(directory)
     network = build_network(config["corpus"], settings.fusion, settings.classifier).to(settings.run.device)
     if stage == 1:

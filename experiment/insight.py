@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 import utils
 from dataloader import Dialogue, session_of
 from experiment.comparison import draws, interval
+from experiment.predictions import TEXT
 from experiment.run_directory import read_json, unguarded
 from experiment.settings import Settings, from_json
 from files import InputError, check_regular
@@ -210,7 +211,7 @@ def read_predictions(
         raise InputError("no test utterance in it")
     if classes.min() < 0 or classes.max() >= len(columns) or not np.isfinite(probabilities).all():
         raise InputError("damaged: a class or probability is out of range")
-    for name in set(table) & {"dialogue", "utterance", "speaker", "sentence"}:
+    for name in TEXT & set(table):
         table[name] = [unguarded(text) for text in table[name]]
     return table, probabilities, tuple(names)
 

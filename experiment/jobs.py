@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from io import StringIO
@@ -134,12 +134,23 @@ def stop_file(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def reading_along(jobs: Mapping[str, Job]) -> Iterator[None]:
-    """Say the lines of every job that tell how far it is, each behind the name of its job."""
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Let a thread work while the block does, until the event it is given is set."""
     ended = threading.Event()
+    worker = threading.Thread(target=work, args=(ended,), daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        worker.join()
+
+
+def reading_along(jobs: Mapping[str, Job]) -> AbstractContextManager[None]:
+    """Say the lines of every job that tell how far it is, each behind the name of its job."""
     at = {name: size(job.directory / LOG) for name, job in jobs.items()}
 
-    def read() -> None:
+    def read(ended: threading.Event) -> None:
         last = False
         while not last:
             last = ended.wait(0.5)
@@ -154,13 +165,7 @@ def reading_along(jobs: Mapping[str, Job]) -> Iterator[None]:
                         if SPOKEN.match(line):
                             say(f"{name}: {line}")
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        reader.join()
+    return beside(read)
 
 
 def size(path: Path) -> int:
@@ -257,12 +262,10 @@ def dask_client(address: str) -> Iterator[Any]:
             client.close(timeout=1)
 
 
-@contextmanager
-def watching(client: Any, address: str) -> Iterator[None]:
+def watching(client: Any, address: str) -> AbstractContextManager[None]:
     """Say it once where a cluster has no worker any more: jobs wait then, as for a queue that starts workers again."""
-    ended = threading.Event()
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         lonely = 0.0
         while not ended.wait(1) and lonely < WORKERS_WITHIN:
             with suppress(Exception):  # a lost connection is found elsewhere
@@ -273,13 +276,7 @@ def watching(client: Any, address: str) -> Iterator[None]:
                 f"(dask worker {address} --nthreads 1), and go on from their checkpoints; Ctrl-C, twice, ends this"
             )
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+    return beside(watch)
 
 
 def dask_backend(client: Any) -> Any:

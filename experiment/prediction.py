@@ -220,9 +220,8 @@ class Model:
             corpus = dialogues
             if corpus.label_names != self.label_names:
                 notes.append(printable(f"{corpus.name}: its labels are left out: other classes than the run's", None))
-                rows = {i: np.full(len(d), IGNORE_LABEL) for i, d in corpus.dialogues.items()}
-                unlabelled = {i: replace(d, labels=rows[i]) for i, d in corpus.dialogues.items()}
-                corpus = replace(corpus, dialogues=unlabelled)
+                none = {i: replace(d, labels=np.full(len(d), IGNORE_LABEL)) for i, d in corpus.dialogues.items()}
+                corpus = replace(corpus, dialogues=none)
         else:
             corpus = Corpus("dialogues", {d.id: d for d in _dialogues(dialogues)}, {}, self.label_names)
             for d in corpus.dialogues.values():

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from dataloader import IGNORE_LABEL, Corpus
+from dataloader import Corpus, any_label
 from experiment.checks import check_shape
 from experiment.evaluation import assess
 from experiment.flags import Command
@@ -44,8 +44,7 @@ def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
         scored = replace(corpus, splits=splits_of(config, corpus, directory))
     else:
         warn_of_known(model, scored)
-    data = {split: scored.split(split) for split, ids in scored.splits.items() if ids}
-    data = {s: each for s, each in data.items() if any((d.labels != IGNORE_LABEL).any() for d in each)}
+    data = {split: scored.split(split) for split in scored.splits if any_label(scored.split(split))}
     out = Path(command.out) if command.out else None
     with locked(out) if out else nullcontext():
         if out:

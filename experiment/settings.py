@@ -526,12 +526,7 @@ class RunSettings:
 
     seed: int = setting(0, SEED, "--seed", "seed of all that is random")
     batch_size: int = setting(16, Number(int, 1, 100_000), "--batch-size", "dialogues a step", metavar="B")
-    device: str = setting(
-        "auto",
-        DEVICE,
-        "--device",
-        "auto, cpu, cuda, cuda:1, mps",
-    )
+    device: str = setting("auto", DEVICE, "--device", "auto, cpu, cuda, cuda:1, mps")
     deterministic: bool = setting(
         False,
         SWITCH,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus, Dialogue, session_of
+from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus, Dialogue, any_label, session_of
 from files import InputError, is_printable, printable
 
 # The layouts that are read, by name, and their numbers in the table of ``IEMOCAP_features/README.md``.
@@ -402,7 +402,7 @@ class Checks:
         for split in self.needs:
             if not read.get(split):
                 self.fault(split, "no dialogues", f"list the dialogues to {split} on")
-            elif all((dialogues[i].labels == IGNORE_LABEL).all() for i in read[split]):
+            elif not any_label(dialogues[i] for i in read[split]):
                 self.fault(split, "no utterance with a label", f"label some of the dialogues to {split} on")
         return {split: ids for split, ids in read.items() if ids or split in self.needs}
 

@@ -152,9 +152,8 @@ def test_training_dialogues_in_another_file_are_scored_with_a_warning(corpus, fi
     out = train(tmp_path / "out", "--evaluate", finished, "--features", path)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "2 test dialogues" in error and "these scores are too good" in error
-    assert "other.pkl" in (out / "report.html").read_text(
-        encoding="utf-8"
-    )  # the page names the data, and lacks nothing
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "other.pkl" in page  # it names the data, and lacks nothing
 
 
 def test_dialogues_of_other_names_are_scored_by_a_run_with_validation(corpus, finished, tmp_path, capsys):
