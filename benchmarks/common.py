@@ -71,7 +71,7 @@ def parse(
     given = vars(parser.parse_args(argv))
     changes = {name.replace(".", "__"): given.pop(name) for name in list(given) if "." in name}
     settings = (base or Settings()).replace(**changes)
-    if problem := contradiction(settings):
+    if problem := contradiction(settings, {name.replace("__", ".") for name in changes}):
         parser.error(problem)
     if needs_data and not (settings.data.features or settings.data.demo):
         parser.error("no data: give --features FILE or --demo")

@@ -280,7 +280,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Command:
     except InputError as error:
         parser.error(str(error))
     settings = base.replace(**{name.replace(".", "__"): value for name, value in chosen.items()})
-    if problem := s.contradiction(settings):
+    if problem := s.contradiction(settings, chosen):
         parser.error(problem)
     if given["evaluate"]:
         stray = [*chosen.keys() - WITH_EVALUATE, *(n for n in ("seeds", "folds", "overwrite") if given[n])]

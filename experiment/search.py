@@ -246,7 +246,7 @@ def score(trial: optuna.Trial, settings: Settings, sweep: Sweep, corpus: Corpus,
     Raises:
         optuna.TrialPruned: If the trial fell behind, or its flags contradict each other.
     """
-    if problem := contradiction(settings):
+    if problem := contradiction(settings, [one.name for one in sweep.space]):
         raise optuna.TrialPruned(f": {problem}")
     runs = plan(settings, corpus, None, sweep.folds, "train")
     directory, done = directory_of(sweep, trial.number), {}

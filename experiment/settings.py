@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -631,15 +631,22 @@ def differences(one: Settings, other: Settings) -> list[str]:
     return [name for name, value in flat(one).items() if name not in FREE_ON_RESUME and values[name] != value]
 
 
-def contradiction(settings: Settings) -> str | None:
-    """What of the settings excludes each other, in words; None if nothing does."""
-    data, fusion = settings.data, settings.fusion
+def contradiction(settings: Settings, named: Collection[str] = ()) -> str | None:
+    """What of the settings excludes each other, in words; None if nothing does.
+
+    Args:
+        settings: To be looked at.
+        named: Those that flags have named, which nobody wants to go unheeded.
+    """
+    data, fusion, classifier = settings.data, settings.fusion, settings.classifier
     if data.features and data.demo:
         return "--features and --demo exclude each other; give one"
     if fusion.channels % 2:
         return f"--fused-channels {fusion.channels}: past and future share the width evenly; give an even one"
     if fusion.more_epochs and not fusion.trained_run:
         return "--continue-train-GAN-step needs --use-trained-GAN RUN"
+    if classifier.causal and classifier.window_future and "classifier.window_future" in named:
+        return "--causal has no future window: leave out --window-future, or --causal"
     if settings.run.calibrate and fusion.trained_run:
         return "--calibrate holds dialogues out that the run of --use-trained-GAN has seen; leave one of them out"
     return None

@@ -124,7 +124,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Sweep:
             parser.error(f"{one.flag} is in {given['space']}: leave it out of one of them")
     if not (settings.data.features or settings.data.demo):
         parser.error("name the feature file with --features, or try --demo")
-    if problem := s.contradiction(settings):
+    if problem := s.contradiction(settings, {*chosen, *(one.name for one in space)}):
         parser.error(problem)
     if (given["storage"] or "").startswith("sqlite") and ":memory:" in given["storage"]:
         parser.error("--storage: a database in memory is gone with its process; name a file, sqlite:///FILE")

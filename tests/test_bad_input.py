@@ -232,6 +232,7 @@ FLAGS = {
     "--valid 1": "--valid: 1 is out of range",
     "--window-past -1": "--window-past: -1 is out of range",
     "--window-future -1": "--window-future: -1 is out of range",
+    "--causal --window-future 3": "--causal has no future window: leave out --window-future",
     "--seed -1": "--seed: -1 is out of range",
     "--seeds 0,0": "--seeds: '0,0' names a seed twice",
     "--folds-over train": "--folds-over train goes with --folds; add it",

@@ -200,6 +200,7 @@ def test_a_space_that_cannot_be_is_refused_in_a_line(content, said, features, tm
     "flags, said",
     {
         "--lr 0.1": "--lr is in",
+        "--causal --window-future 3": "--causal has no future window",
         "--valid 0.2 --folds 3": "--valid and --folds exclude each other",
         "--storage nonsense": "is not the URL of a database",
         "--storage nonsense://x": "--storage nonsense://x: cannot be used",
