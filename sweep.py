@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep, out = here(sweep), Path(sweep.out)
         corpus = load_corpus(sweep.settings, ["train"])
         check_jobs(sweep.jobs, sweep.settings, corpus)
-        check_training(sweep.settings, [run.corpus for run in plan(sweep.settings, corpus, None, sweep.folds, "train")])
+        check_training(plan(sweep.settings, corpus, None, sweep.folds, "train"))
         study = open_study(sweep, corpus)
         if sweep.jobs > 1 or sweep.cluster:
             alone = [*argv, "--jobs", "1"]

@@ -349,7 +349,7 @@ def train(command: Command) -> int:
     settings = command.settings
     corpus = load_corpus(settings)
     runs = plan(settings, corpus, command.seeds, command.folds, command.folds_over)
-    check_before_writing(command, [run.corpus for run in runs])
+    check_before_writing(command, runs)
     data = "demo" if settings.data.demo else Path(settings.data.features).stem
     name = parallel.from_first(lambda: f"{printable(data, 80)}-{time.strftime('%Y%m%d-%H%M%S')}")
     check_alike(command, corpus)

@@ -14,7 +14,7 @@ import torch
 import parallel
 from dataloader import IGNORE_LABEL, Corpus, Standardiser, any_label, hold_out_validation
 from experiment.flags import Command, flag_of
-from experiment.plan import calibration_folds
+from experiment.plan import PlannedRun, calibration_folds
 from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
 from experiment.settings import FREE_ON_RESUME, Settings, flat, from_json
 from experiment.trained import build_network, fusion_weights, load_standardiser, load_weights, shape_of
@@ -165,13 +165,13 @@ def check_alike(command: Command, corpus: Corpus) -> None:
     parallel.agree({**settings, **plan, "data with SHA-256": corpus.sha256[:12], "torch": torch.__version__})
 
 
-def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
+def check_before_writing(command: Command, runs: Sequence[PlannedRun]) -> None:
     """Find what would stop a run later, while the run directory, and one to be replaced, are untouched.
 
     Raises:
         InputError: If `check_training` has one, or the directory cannot be replaced, or the export cannot be.
     """
-    settings, corpus = command.settings, parts[0]
+    settings, corpus = command.settings, runs[0].corpus
     if command.overwrite and command.out and not command.resume and marked(Path(command.out)):
         check_replaceable(Path(command.out))
     trained_run = settings.fusion.trained_run
@@ -180,24 +180,23 @@ def check_before_writing(command: Command, parts: Sequence[Corpus]) -> None:
             path = Path(needed).resolve()
             if Path(command.out).resolve() in (path, *path.parents):
                 raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
-    check_jobs(min(command.jobs, len(parts)), settings, corpus)
-    check_training(settings, parts)
+    check_jobs(min(command.jobs, len(runs)), settings, corpus)
+    check_training(runs)
     if command.export_fused:
         check_export(settings, corpus, command.export_fused)
 
 
-def check_training(settings: Settings, parts: Sequence[Corpus]) -> None:
-    """Find what would stop the training on some parts of a corpus, or make its scores worth nothing.
+def check_training(runs: Sequence[PlannedRun]) -> None:
+    """Find what would stop one of several runs, or make its scores worth nothing.
 
     Args:
-        settings: Of all of them.
-        parts: What is trained and tested on: the corpus, or a fold each.
+        runs: Whose settings and data differ in nothing but the seed and the fold.
 
     Raises:
         InputError: If there is no memory for the network, or validation, folds to calibrate on, labels, a modality or
             an earlier run's stage 1 cannot be.
     """
-    corpus = parts[0]
+    settings, corpus = runs[0].settings, runs[0].corpus
     check_memory(settings, shape_of(corpus))
     trained_run = Path(settings.fusion.trained_run) if settings.fusion.trained_run and len(corpus.dims) > 1 else None
     seen = set()
@@ -206,11 +205,12 @@ def check_training(settings: Settings, parts: Sequence[Corpus]) -> None:
         load_weights(network.fusion, fusion_weights(trained_run))
         load_standardiser(trained_run)
         seen = learnt_from(trained_run)
-    for part in parts:
-        held_out = hold_out_validation(part, settings.data.valid, settings.run.seed)
+    for run in runs:
+        valid, seed = run.settings.data.valid, run.settings.run.seed
+        held_out = hold_out_validation(run.corpus, valid, seed)
         check_part(settings, held_out)
         for fold in calibration_folds(settings, held_out).values() if settings.run.calibrate else ():
-            check_part(settings, hold_out_validation(fold, settings.data.valid, settings.run.seed), "--calibrate: ")
+            check_part(settings, hold_out_validation(fold, valid, seed), "--calibrate: ")
         if leaked := [i for split in ("valid", "test") for i in held_out.splits.get(split, ()) if i in seen]:
             raise InputError(
                 f"--use-trained-GAN {trained_run}: was trained on {len(leaked)} of this run's held-out dialogues, "

@@ -95,7 +95,14 @@ def test_stage_1_that_has_seen_held_out_dialogues_is_refused(corpus, finished, t
     assert leaked and not out.exists()
 
 
-@pytest.mark.parametrize("flags", [["--folds", "2"], ["--valid", "0.5", "--seed", "3"]], ids=["folds", "validation"])
+HELD_OUT = {
+    "folds": ["--folds", "2"],
+    "validation": ["--valid", "0.5", "--seed", "3"],
+    "validation of another seed": ["--valid", "0.2", "--seeds", "0,3"],
+}
+
+
+@pytest.mark.parametrize("flags", HELD_OUT.values(), ids=HELD_OUT)
 def test_stage_1_that_has_seen_a_fold_or_validation_is_refused(flags, features, finished, tmp_path, capsys):
     run = ["--features", features, "--out", tmp_path / "run", *SHORT, "--use-trained-GAN", finished, *flags]
     assert "held-out dialogues" in refusal(capsys, *run)
