@@ -264,8 +264,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Command:
     if given.pop("no_cuda") and chosen.get("run.device", "auto").startswith(("auto", "cuda")):
         chosen["run.device"] = "cpu"
     config = given.pop("config")
+    if given["seeds"] and "run.seed" in chosen:
+        parser.error("--seed and --seeds exclude each other; give one")
     try:
         if given["resume"] is not None:
+            if unheeded := next((n for n in ("evaluate", "overwrite", "download") if given[n]), None):
+                parser.error(f"--resume goes on with a run as it was begun: leave out --{unheeded}")
+            if given["out"] and given["resume"] is not True and Path(given["out"]) != Path(given["resume"]):
+                parser.error(f"--resume {given['resume']}: the run stays where it is: leave out --out {given['out']}")
             if given["resume"] is True:
                 given["resume"] = given["out"] or parser.error(
                     "--resume: name the run, or give its directory with --out"
