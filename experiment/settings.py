@@ -357,7 +357,8 @@ class FusionSettings:
         1e-3,
         Number(float, 0, 1e3, above=True),
         "--GAN-lr",
-        "learning rate of generators and discriminators; with --GAN-loss reference discriminators have half of it",
+        "peak learning rate of the generators' one-cycle schedule, and that of the discriminators, which stays; with "
+        "--GAN-loss reference theirs is half of it",
         metavar="LR",
     )
     weight: float = setting(
@@ -388,7 +389,11 @@ class FusionSettings:
     )
     dropout: float = setting(0.4, PROBABILITY, "--dropout", "dropout probability, of generators and graph", metavar="P")
     trained_run: str | None = setting(
-        None, FileName(), "--use-trained-GAN", "take stage 1, and the standardisation, from that run", metavar="RUN"
+        None,
+        FileName(),
+        "--use-trained-GAN",
+        "take stage 1, and the standardisation, from that run, whatever --GAN-epochs says",
+        metavar="RUN",
     )
     more_epochs: int = setting(
         0,

@@ -103,7 +103,8 @@ def test_a_run_leaves_what_the_readme_lists(finished):
 
 def test_the_docs_name_every_key_and_column(finished):
     report, config = (json.loads((finished / f"{name}.json").read_text()) for name in ("report", "config"))
-    keys = [*report, *report["test"], *report["calibration"], *report["fusion"], *config]
+    keys = [*report, *report["test"], *report["calibration"], *report["fusion"], *report["seconds"]]
+    keys += [*config, *config["versions"]]
     columns = [c for name in ("predictions", "history", "GAN_loss") for c in pd.read_csv(finished / f"{name}.csv")]
     named = [c for c in columns if not c.startswith(("p_", "valid_f1_", "visual_", "acoustic_"))]
     assert [name for name in [*keys, *named] if f"`{name}`" not in OUTPUTS] == []
