@@ -372,8 +372,9 @@ class ChannelNorm(nn.BatchNorm1d):
         if learning and parallel.dealt():
             mean = parallel.together(parallel.mean_of(x.sum(0), len(x), of_all=True))
             variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x), of_all=True))
+            every = parallel.counted(len(x))
             self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(variance.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * every / max(1, every - 1), self.momentum)  # as torch's own
             self.num_batches_tracked += 1
             return (x - mean) / (variance + self.eps).sqrt()
         if learning and len(x) > 1:

@@ -240,8 +240,13 @@ def mean_of(total: Tensor, count: float | Tensor, of_all: bool = False) -> Tenso
         return total / count if count else total
     if of_all and _share is not None:
         return _share * total / count if _factor else 0 * total
-    counted = summed({"": _factor * float(count)})[""]
-    return _factor * total / counted if counted else 0 * total
+    every = counted(count)
+    return _factor * total / every if every else 0 * total
+
+
+def counted(count: float | Tensor) -> float:
+    """How many the whole batch has, within a step, of what this process has so many of."""
+    return summed({"": _factor * float(count)})[""]
 
 
 def dealt() -> bool:

@@ -114,8 +114,11 @@ def test_losses_and_weights_are_those_of_one_process(processes, alone, features,
     assert one["confusion_matrix"] == other["confusion_matrix"] and one["support"] == other["support"]
 
 
-def test_where_no_modality_is_missing_the_same_comes_out(tmp_path):
-    flags = ["--features", write(small_corpus(train=7), tmp_path / "whole.pkl"), *FLAGS, "--dropout", "0"]
+@pytest.mark.parametrize("stage_1", [1, 0])
+def test_where_no_modality_is_missing_the_same_comes_out(stage_1, tmp_path):
+    """Without stage 1 statistics of the fused features are those of stage 2's batches."""
+    features = write(small_corpus(train=7), tmp_path / "whole.pkl")
+    flags = ["--features", features, *FLAGS, "--dropout", "0", "--GAN-epochs", stage_1]
     alone = train(tmp_path / "alone", *flags)
     said = together(tmp_path / "said", *[[*flags, "--out", tmp_path / "run"]] * 2)
     assert [status for status, _ in said] == [0, 0]
