@@ -324,11 +324,6 @@ class Gain:
         """``gain`` or ``loss`` where the interval excludes 0, else ``none``."""
         return "gain" if self.low > 0 else "loss" if self.high < 0 else "none"
 
-    @property
-    def signs(self) -> str:
-        """The sign of the difference in every session, in their order, such as ``++-+``."""
-        return "".join("+" if x > 0 else "-" if x < 0 else "0" for x in self.sessions.values())
-
 
 def gain(run: Predictions, over: Predictions, count: int = DRAWS) -> Gain:
     """What a run scores above another on the same test utterances, with a paired bootstrap over dialogues in sessions.

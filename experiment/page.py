@@ -421,15 +421,11 @@ def _member_rows(seen: Insight) -> list[dict[str, Any]]:
 
 
 @threadpool_limits.wrap(limits=1)  # as `leave_a_look`, with the same bits
-def write_page(
-    directory: Path, *, network: Any = None, dialogues: Any = None, out: Path | None = None, seen: Insight | None = None
-) -> Path:
+def write_page(directory: Path, *, out: Path | None = None, seen: Insight | None = None) -> Path:
     """Make the page of a run. Returns where it is.
 
     Args:
         directory: Of the run, or of several of a plan.
-        network: With the weights that are reported on, if it is at hand.
-        dialogues: The test split, standardised, if it is at hand.
         out: Where the page goes; ``report.html`` in the run unless given.
         seen: What there is to see, if it has been gathered.
 
@@ -440,7 +436,7 @@ def write_page(
     if seen is None:
         if not directory.is_dir():
             raise InputError(f"{directory}: no directory of a run; name one")
-        seen = gather(directory, network=network, dialogues=dialogues)
+        seen = gather(directory)
     if out and out.absolute() != (directory / NAME).absolute():
         settings = seen.config.get("settings")
         data = settings.get("data") if isinstance(settings, dict) else None

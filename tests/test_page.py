@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     """A run to look at but not to change."""
     folder = tmp_path_factory.mktemp("run")
     network, dialogues = make_run(folder / "run", corpus_of([9, 7, 12]), file=folder / "data.pkl")
-    write_page(folder / "run", network=network, dialogues=dialogues)
+    write_page(folder / "run", seen=gather(folder / "run", network=network, dialogues=dialogues))
     return folder / "run"
 
 
@@ -144,7 +144,7 @@ def test_nothing_in_the_data_ends_their_element(tmp_path):
     hostile = ["</script><script>alert(1)</script>", "<!--<script>", "javascript:alert(1)", "\u202eabc", "x" * 10_000]
     names = ("</script>", "a\u202eb", "<img src=x onerror=alert(1)>")
     network, dialogues = make_run(tmp_path / "run", corpus_of([5, 5], names, sentences=hostile))
-    made = write_page(tmp_path / "run", network=network, dialogues=dialogues)
+    made = write_page(tmp_path / "run", seen=gather(tmp_path / "run", network=network, dialogues=dialogues))
     text = made.read_text()
     assert text.count("</script>") == 2 and "<img" not in text and "\u202e" not in text.split('id="data"')[0]
     assert data_of(made)["text"][:5] == hostile
@@ -225,7 +225,7 @@ def test_utterances_without_a_label_are_left_out_and_said(tmp_path):
     table = pd.read_csv(path, dtype=str)
     table.loc[[2, 10], "label"] = ""
     table.assign(confidence="0.5", sentence="said").to_csv(path, index=False)
-    made = write_page(tmp_path / "run", network=network, dialogues=dialogues)
+    made = write_page(tmp_path / "run", seen=gather(tmp_path / "run", network=network, dialogues=dialogues))
     data = data_of(made)
     assert len(data["d"]) == 14 and "2 utterances without a label" in made.read_text()
     assert data["text"][2] == "sentence 3 of Ses05_d00" and set(data["confidence"]) == {500}

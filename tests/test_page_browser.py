@@ -68,7 +68,7 @@ def report(tmp_path_factory):
     people = ("Ann", "Bob", "Cy")
     corpus = corpus_of([9, 40, 8], IEMOCAP, sentences=sentences, speakers=people)
     network, dialogues = make_run(folder / "run", corpus)
-    return write_page(folder / "run", network=network, dialogues=dialogues)
+    return write_page(folder / "run", seen=gather(folder / "run", network=network, dialogues=dialogues))
 
 
 def turns(shown):
