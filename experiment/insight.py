@@ -16,10 +16,10 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 import utils
-from dataloader import Dialogue, session_of
+from dataloader import IGNORE_LABEL, Dialogue, session_of
+from experiment import predictions
 from experiment.comparison import draws, interval
-from experiment.predictions import TEXT
-from experiment.run_directory import read_json, unguarded
+from experiment.run_directory import read_json
 from experiment.settings import Settings, from_json
 from files import InputError, check_regular
 
@@ -185,35 +185,18 @@ def read_predictions(
     Raises:
         InputError: If the file is not there or not what a run writes.
     """
-    check_regular(path)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"damaged ({error})") from None
-    if missing := [name for name in ("split", *TABLE) if name not in table]:
+    table = predictions.read_predictions(path.parent).copy()  # in one piece, or of many classes pandas warns
+    if missing := [name for name in TABLE if name not in table]:
         raise InputError(f"damaged, or of an older version: no column {', '.join(missing)}")
     columns = [name for name in table if name.startswith("p_")]
     names = [str(name) for name in label_names or []]
     if [f"p_{name}" for name in names] != columns:
-        names = [name[2:] for name in columns]
-    table = table[table["split"] == "test"].reset_index(drop=True)
+        names = predictions.class_names(table)
     table["row"] = np.arange(len(table))
-    table = table[table["label"] != ""].reset_index(drop=True)
-    try:
-        probabilities = table[columns].to_numpy(dtype=float)
-        table["label"], table["predicted"] = table["label"].astype(int), table["predicted"].astype(int)
-    except ValueError:
-        raise InputError("damaged: a number is not one") from None
-    classes = table[["label", "predicted"]].to_numpy()
+    table = table[table["label"] != IGNORE_LABEL].reset_index(drop=True)
     if not len(table) or not columns:
         raise InputError("no test utterance in it")
-    if classes.min() < 0 or classes.max() >= len(columns) or not np.isfinite(probabilities).all():
-        raise InputError("damaged: a class or probability is out of range")
-    for name in TEXT & set(table):
-        table[name] = [unguarded(text) for text in table[name]]
-    return table, probabilities, tuple(names)
+    return table, table[columns].to_numpy(), tuple(names)
 
 
 def read_curves(path: Path) -> list[dict[str, float]]:
