@@ -125,7 +125,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="what is computed is kept here (default: .extract_cache beside --out)",
     )
     group.add_argument("--retry", action="store_true", help="try again what could not be decoded before")
-    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
+    group.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)"
+    )
     group.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode (default 2)")
     group.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="utterances encoded at once at most (default 32)"
@@ -170,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from extract import pipeline
     from extract.encoders import KINDS, PRESETS, Settings
     from extract.house import InputError
+    from utils import choose_device
 
     preset = PRESETS[args.preset]
     settings = Settings(
@@ -194,12 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"--{flag.replace('_', '-')}: does nothing with --{modality} {printable(encoder, 60)}; leave it out"
                 )
         spare([path for path in (args.manifest, args.recording, args.transcript) if path], args.out)
+        args.device = choose_device(args.device)
         summary = pipeline.run(
             _listing(args, folder),
             settings,
             args.out,
             cache=cache,
-            device=pipeline.device_of(args.device),
+            device=args.device,
             workers=args.workers,
             batch_size=args.batch_size,
             shard=args.shard,

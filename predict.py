@@ -82,11 +82,10 @@ def extracted(model: Model, args: argparse.Namespace, folder: Path) -> Path:
     """
     from extract import for_run
     from extract.manifest import read_manifest
-    from extract.pipeline import device_of
     from extract.recogniser import recogniser_of
     from extract.recordings import read_recording
 
-    device = device_of(None if args.device == "auto" else args.device)
+    device = utils.choose_device(args.device)
     if args.manifest:
         listing = read_manifest(Path(args.manifest), model.label_names)
     else:

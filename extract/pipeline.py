@@ -241,22 +241,6 @@ def for_run(
     return replace(corpus, dialogues=rows_of)
 
 
-def device_of(name: str | None) -> str:
-    """The device of this name, or the best one there is.
-
-    Raises:
-        InputError: If there is no such device.
-    """
-    import torch
-
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name or best)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"--device: {shown(name)}: no such device here; there is {best}") from None
-    return name or best
-
-
 # What there is to do --------------------------------------------------------------------------------------------------
 
 

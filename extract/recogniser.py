@@ -53,14 +53,10 @@ def recognise(path: Path, spec: str, device: str, cache: Path) -> tuple[Segments
 
 
 def recogniser_of(
-    spec: str | None, device: str | None, cache: Path
+    spec: str | None, device: str, cache: Path
 ) -> Callable[[Path], tuple[Segments, dict[str, Any]]] | None:
     """What `recordings.read_recording` takes as ``transcribe``, of the flags; None where nothing shall be heard."""
-    if not spec:
-        return None
-    from .pipeline import device_of
-
-    return lambda path: recognise(path, spec, device_of(device), cache)
+    return (lambda path: recognise(path, spec, device, cache)) if spec else None
 
 
 def _heard(path: Path, name: str, model: Any, device: str) -> Segments:
