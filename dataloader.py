@@ -311,7 +311,8 @@ class _Standardised(Mapping[str, np.ndarray]):
     def __getitem__(self, modality: str) -> np.ndarray:
         x = self.raw[modality] - self.by.mean[modality]
         x /= self.by.scale[modality]
-        return x.astype(np.float32)
+        with np.errstate(over="ignore"):  # what comes of it is looked at
+            return x.astype(np.float32)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)

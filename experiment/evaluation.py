@@ -20,7 +20,7 @@ from experiment.console import say
 from experiment.run import Run
 from experiment.run_directory import write_csv, write_json
 from experiment.trained import best_weights, load_weights
-from files import replacing
+from files import InputError, printable, replacing
 from model import GANFFN
 
 BATCH_SIZE = 16  # dialogues at once where nothing is learnt
@@ -40,6 +40,23 @@ def evaluate(network: torch.nn.Module, dialogues: Sequence[Dialogue]) -> tuple[n
         labels.append(batch.labels[batch.mask])
         probabilities.append(network(batch)[batch.mask].cpu().double().softmax(-1))
     return torch.cat(labels).cpu().numpy(), torch.cat(probabilities).numpy()
+
+
+def check_answers(probabilities: np.ndarray, dialogues: Sequence[Dialogue]) -> None:
+    """Refuse probabilities ``[N, C]`` that are no numbers, of the utterances in the order of the dialogues.
+
+    Raises:
+        InputError: If there are any: features are so far from those of training that numbers overflow.
+    """
+    if (lost := ~np.isfinite(probabilities).all(1)).any():
+        owner = np.repeat(np.arange(len(dialogues)), [len(d) for d in dialogues])[lost.argmax()]
+        raise InputError(
+            printable(
+                f"dialogue {dialogues[owner].id!r:.80}: features so far from those of the training dialogues that "
+                "nothing comes of them; make them by the run's own encoder",
+                None,
+            )
+        )
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], split: str = "valid") -> int:
@@ -140,6 +157,8 @@ def assess(
 ) -> tuple[dict[str, Any], str]:
     """Score a network, in whatever mode, on standardised dialogues; the rest as `assess_predictions` has it."""
     predictions = {split: evaluate(network, dialogues) for split, dialogues in data.items()}
+    for split, (_, probabilities) in predictions.items():
+        check_answers(probabilities, data[split])
     calibrated = {split: temperature(p) for split, (_, p) in predictions.items()} if temperature else None
     scores, text = assess_predictions(
         predictions, calibrated, data, label_names, directory, temperature, heading=heading

@@ -25,7 +25,7 @@ from dataloader import IGNORE_LABEL, MODALITIES, Corpus, Dialogue, Standardiser,
 from experiment import calibration
 from experiment.calibration import Calibration
 from experiment.checks import check_memory
-from experiment.evaluation import BATCH_SIZE, assess_predictions, evaluate, utterance_table
+from experiment.evaluation import BATCH_SIZE, assess_predictions, check_answers, evaluate, utterance_table
 from experiment.fused import extract_fused
 from experiment.run_directory import read_config
 from experiment.settings import Settings, check_seeds, from_json
@@ -154,15 +154,7 @@ class Model:
             InputError: If features are so far from those of training that numbers overflow.
         """
         each = np.mean([member.probabilities(dialogues, calibrated) for member in self.members], 0)
-        if (lost := ~np.isfinite(each).all(1)).any():
-            owner = np.repeat(np.arange(len(dialogues)), [len(d) for d in dialogues])[lost.argmax()]
-            raise InputError(
-                printable(
-                    f"dialogue {dialogues[owner].id!r:.80}: features so far from those that the run {self.directory} "
-                    "was trained on that nothing comes of them; make them by the run's own encoder",
-                    None,
-                )
-            )
+        check_answers(each, dialogues)
         return each
 
     def embed(self, dialogues: Dialogues, missing: str = "refuse") -> Embedding:

@@ -444,6 +444,16 @@ def test_features_that_are_not_finite_end_in_a_line(corpus, tmp_path, command):
     assert not (tmp_path / "run").exists()
 
 
+def test_test_features_from_which_nothing_comes_end_in_a_line_and_get_no_score(corpus, finished, tmp_path, command):
+    first = corpus.splits["test"][0]
+    far = replace(corpus.dialogues[first], features={m: x + 3e38 for m, x in corpus.dialogues[first].features.items()})
+    write_nine_tuple(replace(corpus, dialogues={**corpus.dialogues, first: far}), tmp_path / "x.pkl")
+    for how in (["--out", tmp_path / "run", *QUICK], ["--evaluate", finished]):
+        status, error = command("--features", tmp_path / "x.pkl", *how)
+        assert status == 2 and f"dialogue '{first}': features so far from those of the training dialogues" in error
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
 # Files of strangers ---------------------------------------------------------------------------------------------------
 
 
