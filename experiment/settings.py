@@ -646,6 +646,9 @@ def contradiction(settings: Settings, named: Collection[str] = ()) -> str | None
     data, fusion, classifier = settings.data, settings.fusion, settings.classifier
     if data.features and data.demo:
         return "--features and --demo exclude each other; give one"
+    for name in ("label_names", "target", "text_layers"):
+        if data.demo and f"data.{name}" in named:
+            return f"--{name.replace('_', '-')} is for a file: --demo has labels and features of its own; leave it out"
     if fusion.channels % 2:
         return f"--fused-channels {fusion.channels}: past and future share the width evenly; give an even one"
     if fusion.more_epochs and not fusion.trained_run:

@@ -354,6 +354,11 @@ def test_resume_and_evaluate_take_no_settings_from_elsewhere(base, capsys):
         assert "leave" in line_of(capsys, flag, base, "--config", base / "config.json")
 
 
+@pytest.mark.parametrize("flag", ["--label-names a,b,c,d,e,f", "--target sentiment", "--text-layers concat"])
+def test_the_demo_takes_no_flags_of_a_file(flag, capsys):
+    assert f"{flag.split()[0]} is for a file" in line_of(capsys, "--demo", *flag.split())
+
+
 def test_a_damaged_plan_of_seeds_is_refused(base, tmp_path, capsys):
     config = json.loads((base / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "plan": {"seeds": ["x"]}}))
