@@ -6,8 +6,8 @@ Shapes use B dialogues, T utterances in the longest of them, and d features; arr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -419,28 +419,21 @@ class Batch:
     def isolated(self) -> Batch:
         """Every real utterance as a dialogue of its own, ``B, T`` becoming ``N, 1``, with nothing to read around it."""
         at = self.mask.nonzero()[:, 0].tolist()
-        alone = {m: x[self.mask].unsqueeze(1) for m, x in self.features.items()}
-        return Batch(
-            tuple(self.ids[i] for i in at),
-            alone,
-            self.mask[self.mask].unsqueeze(1),
-            self.speakers[self.mask].unsqueeze(1) * 0,
-            self.labels[self.mask].unsqueeze(1),
-            {m: x[self.mask].unsqueeze(1) for m, x in self.modality_mask.items()},
-            {m: x[self.mask].unsqueeze(1) for m, x in self.shared.items()},
-        )
+        alone = self.map(lambda x: x[self.mask].unsqueeze(1))
+        return replace(alone, ids=tuple(self.ids[i] for i in at), speakers=alone.speakers * 0)
 
     def to(self, device: torch.device | str) -> Batch:
         """This batch on a device."""
-        return Batch(
-            self.ids,
-            {m: x.to(device) for m, x in self.features.items()},
-            self.mask.to(device),
-            self.speakers.to(device),
-            self.labels.to(device),
-            {m: x.to(device) for m, x in self.modality_mask.items()},
-            {m: x.to(device) for m, x in self.shared.items()},
-        )
+        return self.map(lambda x: x.to(device))
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """This batch with all of its tensors changed alike."""
+        changed = {
+            f.name: {m: change(x) for m, x in value.items()} if isinstance(value, dict) else change(value)
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not self.ids
+        }
+        return replace(self, **changed)
 
 
 def collate(dialogues: Sequence[Dialogue]) -> Batch:

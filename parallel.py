@@ -210,21 +210,9 @@ def deal(loader: DataLoader, augmentation: Any) -> Iterator[tuple[Batch, Batch]]
 def _rows(batch: Batch, rows: Tensor, mask: Tensor) -> Batch:
     """Some dialogues of a batch, without the padding that only others needed."""
     longest = int(mask[rows].sum(1).max())
-
-    def at(x: Tensor) -> Tensor:
-        return x[rows, :longest]
-
-    labels = at(batch.labels)
-    return replace(
-        batch,
-        ids=tuple(batch.ids[i] for i in rows),
-        features={m: at(x) for m, x in batch.features.items()},
-        mask=at(batch.mask),
-        speakers=at(batch.speakers),
-        labels=labels if _factor else torch.full_like(labels, IGNORE_LABEL),
-        modality_mask={m: at(x) for m, x in batch.modality_mask.items()},
-        shared={m: at(x) for m, x in batch.shared.items()},
-    )
+    part = batch.map(lambda x: x[rows, :longest])
+    labels = part.labels if _factor else torch.full_like(part.labels, IGNORE_LABEL)
+    return replace(part, ids=tuple(batch.ids[i] for i in rows), labels=labels)
 
 
 def mean_of(total: Tensor, count: float | Tensor, of_all: bool = False) -> Tensor:
