@@ -242,6 +242,9 @@ def _folder(source: Source, folder: Path, ids: Mapping[str, list[str]], missing:
 def _pooled(source: Source, folder: Path, names: Sequence[str], utterance: str) -> np.ndarray | None:
     """The mean over time and files of an utterance's features, ``[d]``; None where it has none."""
     k = bisect.bisect_left(names, utterance)  # names sort behind their prefix
+    beyond = len(utterance) if utterance[-1:].isdigit() else None
+    while beyond and k < len(names) and names[k].startswith(utterance) and names[k][beyond:][:1].isdigit():
+        k += 1  # a digit more is another number: dia0_utt10.npy is not of dia0_utt1
     if not utterance or k == len(names) or not names[k].startswith(utterance):
         return None
     path = folder / names[k]

@@ -312,6 +312,21 @@ def test_layout_11_what_is_absent_is_zeros_or_missing(save):
     assert "both visual" in refusal_of(path)
 
 
+@pytest.mark.parametrize("ending", [".npy", "_UTT.npy", "/frame_1.npy"])
+def test_layout_11_a_file_of_utterance_10_is_not_of_utterance_1(save, ending):
+    nine = make_nine()
+    names = {i: [f"{i}_utt{10**k}" for k in range(len(row))] for i, row in nine[0].items()}
+    path = save(gcnet([names, *nine[1:]]))
+    for i in IDS:
+        for name, row in list(zip(names[i], nine[3][i], strict=True))[i == IDS[0] :]:  # one has no file
+            (file := path.parent / "text" / f"{name}{ending}").parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, row)
+    corpus = feature_files.read(path, missing="mask")
+    assert np.isnan(corpus.dialogues[IDS[0]].features["text"][0]).all()
+    for i in IDS:
+        np.testing.assert_array_equal(corpus.dialogues[i].features["text"][i == IDS[0] :], nine[3][i][i == IDS[0] :])
+
+
 def test_layout_12_merbench(save, tmp_path):
     nine = make_nine()
     whole = {u: {"emo": nine[2][i][k], "val": -10} for i in IDS for k, u in enumerate(nine[0][i])}
