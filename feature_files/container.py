@@ -103,9 +103,9 @@ def open_container(path: Path, verify: bool = True, unlabelled: bool = False) ->
         raise bad("corpus", "no metadata of a corpus, or not all of it") from None
     if metadata.get("format") != FORMAT:
         raise bad("format", f"{str(metadata.get('format'))!r:.40} where {FORMAT!r} belongs")
-    total = ends[-1] if ends else 0
-    if not fit or len(lengths) != len(about["dialogues"]):
-        raise bad("dialogues", "an id twice or a length that is no number from 1 up")
+    if not ends or len(lengths) != len(about["dialogues"]):
+        raise bad("dialogues", "none, an id twice or a length that is no number from 1 up")
+    total = ends[-1]
     if not isinstance(names, list) or not (names or unlabelled) or not all(isinstance(name, str) for name in names):
         raise bad("label_names", "no names of classes")
     if not all(isinstance(x, list) and len(x) == total for x in columns.values()):

@@ -358,6 +358,9 @@ def test_a_container_made_by_hand(tmp_path):
     assert "text" in refusal(path) and "'a'" in refusal(path)
 
 
+NONE = np.zeros(0, np.float32)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -368,6 +371,7 @@ def test_a_container_made_by_hand(tmp_path):
         {"dialogues": [["a", 4], ["b", -1]]},
         {"dialogues": [["a", 3], ["b", 1]]},
         {"dialogues": []},
+        {"dialogues": [], "speakers": [], "sentences": [], "utterances": [], "text": NONE[:, None], "labels": NONE},
         {"splits": {"train": ["a"], "test": []}},
         {"splits": {"train": ["a"], "test": ["c"]}},
         {"splits": []},
