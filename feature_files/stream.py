@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -119,7 +120,8 @@ def merge(paths: Sequence[Path], out: str | Path) -> int:
         opened = open_container(path, verify=True)[0]
         shard = opened.provenance.get("shard")
         numbers = [shard.get(key) for key in ("index", "of")] if isinstance(shard, Mapping) else [None]
-        if not all(type(k) is int for k in numbers) or not 1 <= numbers[0] <= numbers[1]:
+        fit = all(type(k) is int for k in numbers) and 1 <= numbers[0] <= numbers[1]
+        if not fit or not _counts(shard.get("lacking", {})):
             raise InputError(f"{path}: provenance: no part that --shard wrote; use 'join' for whole files")
         common = {k: v for k, v in opened.provenance.items() if k != "shard"}
         common |= {"of": shard["of"], "listing": shard.get("listing"), "label_names": opened.label_names}
@@ -135,10 +137,8 @@ def merge(paths: Sequence[Path], out: str | Path) -> int:
         parts[shard["index"]] = path, opened
     if first is None:
         raise InputError("merge: no parts; name the files that --shard wrote")
-    if holes := [k for k in range(1, first[1]["of"] + 1) if k not in parts]:
-        raise InputError(
-            f"{first[0]}: parts {', '.join(map(str, holes[:20]))} of {first[1]['of']} are missing; name all"
-        )
+    if holes := list(islice((k for k in range(1, first[1]["of"] + 1) if k not in parts), 20)):
+        raise InputError(f"{first[0]}: parts {', '.join(map(str, holes))} of {first[1]['of']} are missing; name all")
 
     members = [parts[k][1] for k in sorted(parts)]
     seen: dict[str, Path] = {}
@@ -180,6 +180,14 @@ def merge(paths: Sequence[Path], out: str | Path) -> int:
                 counts[reason] = counts.get(reason, 0) + count
     stream_container(out, about, labels, features, finite=whole, provenance=provenance)
     return len(labels)
+
+
+def _counts(lacking: Any) -> bool:
+    """Whether this is modality to reason to how many utterances lack it."""
+    return isinstance(lacking, Mapping) and all(
+        isinstance(reasons, Mapping) and all(type(count) is int for count in reasons.values())
+        for reasons in lacking.values()
+    )
 
 
 def media_digest(files: Mapping[str, str]) -> dict[str, Any]:

@@ -394,6 +394,23 @@ def test_a_wrong_container_is_one_line(tmp_path, changes):
     refusal(path)
 
 
+@pytest.mark.parametrize(
+    "shard, problem",
+    [
+        ({"lacking": "x"}, "provenance: no part"),
+        ({"lacking": {"text": ["no text"]}}, "provenance: no part"),
+        ({"lacking": {"text": {"no text": "3"}}}, "provenance: no part"),
+        ({"of": 10**15}, f"parts {', '.join(map(str, range(2, 22)))} of"),
+    ],
+)
+def test_a_part_that_is_none_is_one_line(tmp_path, capsys, shard, problem):
+    part, out = tmp_path / "1.safetensors", tmp_path / "out.safetensors"
+    by_hand(part, provenance={"shard": {"index": 1, "of": 1} | shard})
+    assert feature_files.main(["merge", str(part), str(out)]) == 2 and not out.exists()
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"{part}: {problem}") and complaint.count("\n") == 1
+
+
 def test_join_puts_text_and_the_rest_together(save, tmp_path):
     nine = make_nine()
     text = save((*nine[:4], nine[4], {}, *nine[6:]), "text.pkl")
