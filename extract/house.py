@@ -2,7 +2,7 @@
 
 from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus
 from feature_files import media_digest, read, stream_container, write_nine_tuple
-from feature_files.checks import MELD_LABELS
+from feature_files.checks import MELD_LABELS, Checks
 from feature_files.container import other_encoder, sha256_of
 from files import InputError, WriteError, replacing
 
@@ -11,6 +11,7 @@ __all__ = [
     "IGNORE_LABEL",
     "MELD_LABELS",
     "MODALITIES",
+    "Checks",
     "Corpus",
     "InputError",
     "WriteError",

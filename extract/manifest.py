@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .house import IEMOCAP_LABELS, MELD_LABELS, InputError
+from .house import IEMOCAP_LABELS, MELD_LABELS, Checks, InputError
 from .listing import SPLITS, Clip, Listing, Utterance, read_text, seconds_of, shown
 
 REQUIRED = ("dialogue", "utterance", "speaker")
@@ -35,6 +35,7 @@ def read_manifest(path: Path, label_names: Sequence[str] = ()) -> Listing:
     labels = {row["label"] for _, row in rows if row["label"]}
     if not label_names:
         listing.label_names = _names(labels)
+    Checks(str(path), 0).sound_names("label", listing.label_names)  # or nobody could read the file that is made
     numbers = {name: k for k, name in enumerate(listing.label_names)}
     by_dialogue: dict[str, list[Utterance]] = {}
     seen: dict[tuple[str, str], int] = {}

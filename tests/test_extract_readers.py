@@ -99,6 +99,21 @@ def test_a_file_that_is_no_manifest(tmp_path, content, problem):
     assert message.startswith(f"{tmp_path / 'm.csv'}: ") and problem in message
 
 
+@pytest.mark.parametrize(
+    "labels, given, problem",
+    [
+        (["joy"], ["joy", "joy"], "two classes of one name"),
+        (["\x1b[31mjoy", "sad"], [], "class 0 has a name that cannot be shown"),
+        (["x" * 101], [], "class 0 has a name of 101 characters"),
+        (list(map(str, range(1001))), [], "1001 classes"),
+    ],
+)
+def test_classes_that_no_feature_file_may_have_are_refused_before_the_work(tmp_path, labels, given, problem):
+    rows = [{**ROW, "utterance": k, "label": label} for k, label in enumerate(labels)]
+    path = manifest(tmp_path / "m.csv", rows)
+    assert refused(read_manifest, path, given).startswith(f"{path}: label: {problem}")
+
+
 def test_no_such_manifest(tmp_path):
     assert "no such file" in refused(read_manifest, tmp_path / "m.csv")
     assert "cannot be read" in refused(read_manifest, tmp_path)
