@@ -56,10 +56,13 @@ def _split(root: Path, split: str, path: Path, folder: Path | None, listing: Lis
     reader = csv.DictReader(io.StringIO(text, newline=""))
     if lacking := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise InputError(f"{path}: line 1: no column {', '.join(lacking)}; get the file again")
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: no CSV ({error}); get the file again") from None
     there = {clip.name for clip in folder.iterdir()} if folder else set()
     turns: dict[str, dict[int, Utterance]] = {}
-    for row in reader:
-        line = reader.line_num
+    for line, row in rows:
         try:
             dialogue, number = int(row["Dialogue_ID"]), int(row["Utterance_ID"])
         except (TypeError, ValueError):

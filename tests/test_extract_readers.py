@@ -198,6 +198,8 @@ def test_half_of_meld(tmp_path):
     )
     table.write_text(good.replace("Emotion", "Feeling"))
     assert "line 1: no column Emotion" in refused(read_meld, root)
+    table.write_text(f'{good}1,"a quote that nobody closes{" and on" * 20_000}')
+    assert "no CSV (field larger than field limit" in refused(read_meld, root)
     table.unlink()
     assert refused(read_meld, root).startswith(f"{root}: no dev_sent_emo.csv; unpack the archives")
     assert "no such folder" in refused(read_meld, tmp_path / "nowhere")
