@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ENDINGS = (".srt", ".vtt", ".TextGrid", ".textgrid")
 SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff")  # no pictures in these
 NAMED = re.compile(r"\s*(?:\[([^\]\n]{1,60})\]:?|([^\W\d_][^:\n]{0,59}):)\s+(.*)", re.DOTALL)  # [Name] text, Name: text
+TAG = re.compile(r"<[^>]*>")
+VOICE = re.compile(r"<v(?:\.[^\s>]+)?\s+([^>]*)>")  # <v Name>, <v.loud Name>
 
 
 class Turn(NamedTuple):
@@ -119,7 +121,8 @@ def _srt(path: Path, files: dict[str, str]) -> list[Turn]:
             f"{path}: line {text[:timeless].count(chr(10)) + 1}: no times such as 00:00:01,000 --> 00:00:02,500 before "
             "a text; give every line its times"
         )
-    return [_named(x.start.total_seconds(), x.end.total_seconds(), x.content) for x in lines if x.content.strip()]
+    texts = ((x, TAG.sub("", x.content)) for x in lines)
+    return _named(path, [Turn("", x.start.total_seconds(), x.end.total_seconds(), y) for x, y in texts if y.strip()])
 
 
 def _webvtt(path: Path, files: dict[str, str]) -> list[Turn]:
@@ -131,15 +134,15 @@ def _webvtt(path: Path, files: dict[str, str]) -> list[Turn]:
         raise InputError(f"{path}: no WebVTT ({shown(error)}); give every line its times") from None
     turns = []
     for caption in captions:
-        said = re.sub(r"<[^>]*>", "", caption.raw_text)
+        said = TAG.sub("", caption.raw_text)
         if not said.strip():
             continue
-        turn = _named(
-            caption.start_in_seconds + _milli(caption.start), caption.end_in_seconds + _milli(caption.end), said
-        )
-        voice = (caption.voice or "").strip()
-        turns.append(turn._replace(speaker=voice, text=" ".join(said.split())) if voice else turn)
-    return turns
+        start, end = (caption.start_in_seconds + _milli(caption.start), caption.end_in_seconds + _milli(caption.end))
+        voices = list(dict.fromkeys(name.strip() for name in VOICE.findall(caption.raw_text)))
+        if len(voices) > 1:
+            raise _several(path, start, *voices[:2])
+        turns.append(Turn("".join(voices), start, end, said))
+    return _named(path, turns)
 
 
 def _milli(time: str) -> float:
@@ -163,8 +166,28 @@ def _textgrid(path: Path, files: dict[str, str]) -> list[Turn]:
     return turns
 
 
-def _named(start: float, end: float, content: str) -> Turn:
-    """A line whose speaker, if it names one, stands before the text."""
-    match = NAMED.match(content)
-    speaker, text = (match.group(1) or match.group(2), match.group(3)) if match else ("", content)
-    return Turn(speaker.strip(), start, end, " ".join(re.sub(r"<[^>]*>", "", text).split()))
+def _named(path: Path, turns: Sequence[Turn]) -> list[Turn]:
+    """Lines, with the speaker that some name before their text.
+
+    Raises:
+        InputError: If one goes on with what another speaker says.
+    """
+    named = []
+    for turn in turns:
+        match = None if turn.speaker else NAMED.match(turn.text)
+        named.append(turn._replace(speaker=_name(match), text=match.group(3)) if match else turn)
+    names = {turn.speaker for turn in named}
+    for turn in named:
+        for match in filter(None, map(NAMED.match, turn.text.split("\n")[1:] if turn.speaker else ())):
+            if _name(match) in names - {turn.speaker}:
+                raise _several(path, turn.start, turn.speaker, _name(match))
+    return [turn._replace(text=" ".join(turn.text.split())) for turn in named]
+
+
+def _name(match: re.Match) -> str:
+    return (match.group(1) or match.group(2)).strip()
+
+
+def _several(path: Path, start: float, *names: str) -> InputError:
+    both = " and ".join(map(shown, names))
+    return InputError(f"{path}: the line at {start:.2f} s has two speakers, {both}; give each a line with its times")

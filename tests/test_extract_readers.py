@@ -289,6 +289,11 @@ def test_a_recording_with_its_transcript_is_one_dialogue(tmp_path, name, text):
         ("talk.srt", SRT.replace("Ann: ", ""), "the line at 0.50 s names no speaker"),
         ("talk.srt", SRT.replace("[Bob]", "Cid:"), ""),
         ("talk.srt", SRT.replace("[Bob]", "Ann:"), "1 speakers ('Ann'), and --speakers says 2"),
+        ("talk.srt", SRT.replace("you?", "you?\nBob: Here."), "at 0.50 s has two speakers, 'Ann' and 'Bob'; give each"),
+        ("talk.srt", SRT.replace("you?", "you?\nCid: Here."), ""),  # as who says "thus: so" over two lines
+        ("talk.srt", SRT.replace("Ann:", "<i>Ann:</i>").replace("[Bob]", "<b>[Bob]</b>"), ""),
+        ("talk.vtt", VTT.replace("</v>", "</v>\n<v.loud Bob>Here."), "at 0.50 s has two speakers, 'Ann' and 'Bob'"),
+        ("talk.vtt", VTT.replace("<v Ann>", "- <v Ann>"), ""),
         ("talk.vtt", "Ann: hello\n", "no WebVTT"),
         ("talk.vtt", "WEBVTT\n\n", "no line with a text"),
         ("talk.TextGrid", TEXTGRID[:300], "no TextGrid"),
