@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,7 +142,7 @@ def _webvtt(path: Path, files: dict[str, str]) -> list[Turn]:
         voices = list(dict.fromkeys(name.strip() for name in VOICE.findall(caption.raw_text)))
         if len(voices) > 1:
             raise _several(path, start, *voices[:2])
-        turns.append(Turn("".join(voices), start, end, said))
+        turns.append(Turn(html.unescape("".join(voices)), start, end, html.unescape(said)))
     return _named(path, turns)
 
 

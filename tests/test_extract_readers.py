@@ -310,6 +310,13 @@ def test_a_transcript_that_is_none(tmp_path, name, text, problem):
         assert len(read_recording(path, 2).utterances) == 2
 
 
+def test_webvtt_writes_signs_as_html_does(tmp_path):
+    pytest.importorskip("webvtt")
+    (tmp_path / "talk.vtt").write_text(VTT.replace("Bob>At work.", "Bob &amp; Ann>R&amp;D&nbsp;&lt;3"))
+    said = read_recording(wav(tmp_path / "talk.wav", tone(3.0)), 2).utterances[1]
+    assert (said.speaker, said.text) == ("Bob & Ann", "R&D <3 I told you.")
+
+
 def test_one_speaker_needs_no_name(tmp_path):
     pytest.importorskip("srt")
     (tmp_path / "talk.srt").write_text(SRT.replace("Ann: ", "").replace("[Bob] ", ""))
