@@ -84,10 +84,10 @@ def read_recording(
         names = ["speaker"]
         turns = [turn._replace(speaker="speaker") for turn in turns]
     if nameless := next((turn for turn in turns if not turn.speaker), None):
-        raise InputError(
-            f"{transcript}: the line at {nameless.start:.2f} s names no speaker; write 'Name: text' (in WebVTT "
-            "<v Name>), or give --speakers 1"
-        )
+        cure = "write 'Name: text' (in WebVTT <v Name>), or give --speakers 1"
+        if speakers == 1:  # what others have before a colon may be no name
+            cure = f"others do, such as {shown(names[0])}; let all lines name one, or none"
+        raise InputError(f"{transcript}: the line at {nameless.start:.2f} s names no speaker; {cure}")
     if speakers is not None and len(names) != speakers:
         raise InputError(
             f"{transcript}: {len(names)} speakers ({', '.join(map(shown, names[:10]))}), and --speakers says "

@@ -322,3 +322,6 @@ def test_one_speaker_needs_no_name(tmp_path):
     (tmp_path / "talk.srt").write_text(SRT.replace("Ann: ", "").replace("[Bob] ", ""))
     listing = read_recording(wav(tmp_path / "talk.wav", tone(3.0)), 1)
     assert [u.speaker for u in listing.utterances] == ["speaker"] * 2
+    (tmp_path / "talk.srt").write_text(SRT.replace("Ann: ", "").replace("[Bob] ", "One thing: "))
+    message = refused(read_recording, tmp_path / "talk.wav", 1)
+    assert message.endswith("names no speaker; others do, such as 'One thing'; let all lines name one, or none")
