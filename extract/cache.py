@@ -125,7 +125,7 @@ class Cache:
         try:
             stat = Path(path).stat()
             stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-            name = str(Path(path).resolve())
+            name = str(Path(path).resolve()).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             with self._told():
                 row = self.database.execute("select stamp, sha256 from files where path = ?", (name,)).fetchone()
             if row and row[0] == stamp:

@@ -7,6 +7,7 @@ what takes the decoder down takes down a worker. Nothing heavy is imported here.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def _by_soundfile(
     import soundfile
 
     try:
-        opened = soundfile.SoundFile(path)
+        opened = soundfile.SoundFile(os.fsencode(path))  # as text it refuses names that are not UTF-8
     except (soundfile.SoundFileError, OSError):
         return None
     with opened as file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from feature_files.container import COLUMNS, FORMAT, open_container
 from files import InputError, replacing
 
 BLOCK = 2**12  # utterances that are copied at a time when parts are joined
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def stream_container(
@@ -65,9 +67,8 @@ def stream_container(
             "sha256": {name: sums.get(name, "0" * 64) for name in (*present, "labels")},
             "provenance": dict(provenance or {}),
         }
-        entries: dict[str, Any] = {
-            "__metadata__": {"corpus": json.dumps(text, ensure_ascii=False), "format": FORMAT},
-        }
+        corpus = _HALF_PAIR.sub("\ufffd", json.dumps(text, ensure_ascii=False))  # names of files may be no text
+        entries: dict[str, Any] = {"__metadata__": {"corpus": corpus, "format": FORMAT}}
         end = 0
         for name, (kind, shape, _) in tensors.items():
             begin, end = end, end + int(np.prod(shape)) * (8 if kind == "I64" else 4)
@@ -197,7 +198,10 @@ def media_digest(files: Mapping[str, str]) -> dict[str, Any]:
         files: Name to SHA-256.
     """
     lines = (f"{digest}  {name}\n" for name, digest in sorted(files.items()))
-    return {"files": len(files), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+    return {
+        "files": len(files),
+        "sha256": hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
+    }
 
 
 def _media(path: Path) -> dict[str, str]:

@@ -340,6 +340,22 @@ def files_of(name):
     return Path(name)
 
 
+def test_a_recording_may_have_a_name_that_is_no_utf_8(tmp_path):
+    pytest.importorskip("srt")
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    try:
+        wav(tmp_path / "a.wav", tone(3.0)).rename(path)
+    except OSError:
+        pytest.skip("a file system that takes no such names")
+    path.with_suffix(".srt").write_text(SRT)
+    out = tmp_path / "talk.safetensors"
+    summary = extracted(read_recording(path), out, shard=(1, 1))
+    assert summary.rows == {"acoustic": 2} and not summary.lacking
+    feature_files.merge([out], tmp_path / "whole.safetensors")
+    corpus = feature_files.read(tmp_path / "whole.safetensors", needs=())
+    assert list(corpus.dialogues) == ["caf\ufffd"] and corpus.provenance["media"]["files"] == 1
+
+
 def test_texts_that_are_empty_or_endless(tmp_path):
     seen = []
 
