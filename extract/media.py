@@ -113,11 +113,10 @@ def _by_av(path: str, start: float, end: float | None, expected: float | None) -
         _check_length(length, start, expected)
         resampler = av.AudioResampler("flt", "mono", RATE)
         # Seeking lands on a packet before the time; what was said earlier is cut off again by the frames' own times.
-        clock = origin = None
+        clock = None
         for frame in _decoded(file, stream, start):
-            origin = _origin(stream) if origin is None else origin
             if clock is None:
-                clock = (frame.time or 0.0) - origin
+                clock = (frame.time or 0.0) - _origin(file)
             if end is not None and clock + sum(map(len, pieces)) / RATE >= end:
                 break
             pieces += [out.to_ndarray()[0] for out in resampler.resample(frame)]
@@ -126,7 +125,7 @@ def _by_av(path: str, start: float, end: float | None, expected: float | None) -
         pieces += [out.to_ndarray()[0] for out in resampler.resample(None)] if pieces else []
     samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     first = max(0, round((start - (clock or 0.0)) * RATE))
-    last = len(samples) if end is None else round((end - (clock or 0.0)) * RATE)
+    last = len(samples) if end is None else max(0, round((end - (clock or 0.0)) * RATE))
     if first >= len(samples) > 0:
         raise UnreadableError(f"starts at {start:.2f} s, after the recording's end")
     return samples[first:last].astype(np.float32), RATE, last > len(samples) + RATE // 2
@@ -202,7 +201,7 @@ def _at(file: Any, stream: Any, moments: list[float], side: str) -> Iterator[np.
     """The picture that is seen at each of these moments, which rise."""
     shown, left = None, list(moments)
     for frame in _decoded(file, stream, moments[0]):
-        time = (frame.time or 0.0) - _origin(stream)
+        time = (frame.time or 0.0) - _origin(file)
         # The picture before this one was seen until now; the first one also stands for what lies before it.
         while left and (left[0] < time or shown is None):
             if shown is None and left[0] >= time:
@@ -250,7 +249,7 @@ def _decoded(file: Any, stream: Any, start: float) -> Iterator[Any]:
     got = False
     try:
         if start > 0:
-            file.seek(int((start + _origin(stream)) / stream.time_base), stream=stream, backward=True)
+            file.seek(int((start + _origin(file)) / stream.time_base), stream=stream, backward=True)
         for frame in file.decode(stream):
             got = True
             yield frame
@@ -259,15 +258,15 @@ def _decoded(file: Any, stream: Any, start: float) -> Iterator[Any]:
             raise UnreadableError(f"damaged ({_reason(error)})") from None
 
 
-def _origin(stream: Any) -> float:
-    """The time that the file calls its beginning, in seconds."""
-    return float((stream.start_time or 0) * stream.time_base)
+def _origin(file: Any) -> float:
+    """The time that the file calls its beginning, in seconds: that of its first stream, whichever it is."""
+    return (file.start_time or 0) / 1e6
 
 
 def _length(file: Any, stream: Any) -> float:
-    """Seconds of a stream; 0 where the file does not say."""
+    """When a stream ends, in seconds after the file's beginning; 0 where the file does not say."""
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - _origin(file)
     return file.duration / 1e6 if file.duration else 0.0
 
 

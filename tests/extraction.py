@@ -40,8 +40,8 @@ def speak(path, text, voice="m3"):
     return path
 
 
-def video(path, pictures, rate=10, samples=None, times=None):
-    """A clip of pictures [h, w, 3]; with sound, and with each picture's own time in seconds, where given."""
+def video(path, pictures, rate=10, samples=None, times=None, late=0):
+    """A clip of pictures [h, w, 3]; with sound, so many seconds late, and each picture's own time, where given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
         stream = file.add_stream("mpeg4", rate=rate)
@@ -58,7 +58,7 @@ def video(path, pictures, rate=10, samples=None, times=None):
         if sound is not None:
             quantised = (samples * 32767).clip(-32768, 32767).astype(np.int16)
             frame = av.AudioFrame.from_ndarray(quantised[None], format="s16", layout="mono")
-            frame.sample_rate = RATE
+            frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), late * RATE
             for piece in av.AudioResampler(sound.format, sound.layout, RATE).resample(frame):
                 file.mux(sound.encode(piece))
             file.mux(sound.encode())

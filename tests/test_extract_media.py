@@ -47,6 +47,17 @@ def test_a_piece_of_a_recording_is_cut_out_where_it_is(tmp_path, name):
     assert pitch(piece[1600:-1600]) == pytest.approx(600, abs=2)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_times_are_those_of_the_recording_where_its_sound_begins_late(tmp_path, name):
+    samples = np.concatenate([tone(1.0, 200.0 * k) for k in (3, 4, 5)])
+    path = str(video(tmp_path / name, [flat(9, 9, 9)] * 50, samples=samples, late=2))
+    for second, hertz in ((2, 600), (3, 800), (4, 1000)):
+        assert pitch(sound(path, second, second + 0.9)[0]) == pytest.approx(hertz, abs=5)
+    assert len(sound(path, 1.0, 3.0)[0]) == pytest.approx(RATE, abs=RATE / 10)
+    with pytest.raises(UnreadableError, match="no sound in that time"):
+        sound(path, 0.0, 1.0)
+
+
 def test_what_is_odd_about_sound_is_said_and_it_is_used(tmp_path):
     assert sound(str(wav(tmp_path / "s.wav", np.zeros(RATE))))[1] == ["silent"]
     assert sound(str(wav(tmp_path / "c.wav", tone(gain=5.0).clip(-1, 1))))[1] == ["clipped"]
