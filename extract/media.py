@@ -206,13 +206,18 @@ def _at(file: Any, stream: Any, moments: list[float], side: str) -> Iterator[np.
         while left and (left[0] < time or shown is None):
             if shown is None and left[0] >= time:
                 break
-            yield _half((shown or frame).to_ndarray(format="rgb24"), side)
+            yield _half(_upright(shown or frame), side)
             left.pop(0)
         shown = frame
         if not left:
             return
     for _ in left if shown is not None else ():
-        yield _half(shown.to_ndarray(format="rgb24"), side)
+        yield _half(_upright(shown), side)
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """A picture as players show it: telephones write it lying, and beside it by how much to turn it."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
 def _half(picture: np.ndarray, side: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import struct
 import time
 
 import numpy as np
@@ -121,6 +122,16 @@ def test_pictures_are_sampled_at_equal_distances_whatever_the_frame_rate(tmp_pat
         levels = [float(p.mean()) for p in pictures]
         # The four moments are 1.25, 1.75, 2.25 and 2.75 s.
         assert levels == pytest.approx([75, 105, 135, 165], abs=8), name
+
+
+def test_pictures_are_turned_as_players_turn_them(tmp_path):
+    path = video(tmp_path / "a.mp4", [np.concatenate([flat(250, 0, 0, 32, 64), flat(0, 0, 250, 32, 64)])] * 10)
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44  # as a telephone held upright writes it: a quarter to the right
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 2**16, 0, -(2**16), 0, 0, 64 * 2**16, 0, 2**30)
+    path.write_bytes(content)
+    (picture,) = frames(str(path), 0.0, 0.2, face="none")[0]
+    assert picture.shape == (64, 64, 3) and picture[:, 40:, 0].min() > 200 and picture[:, :24, 2].min() > 200
 
 
 def test_a_long_clip_has_its_pictures_further_apart(tmp_path):
