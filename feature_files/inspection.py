@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dataloader import Corpus, Dialogue
+from dataloader import Corpus, Dialogue, row_blocks
 from feature_files import download
 from feature_files.checks import LAYOUTS
 from feature_files.reading import checked, identify
@@ -78,28 +79,37 @@ def _there(rows: np.ndarray) -> np.ndarray:
 
 
 def _range(corpus: Corpus, modality: str) -> dict[str, float]:
-    rows = _rows(list(corpus.dialogues.values()), modality).astype(np.float64)
-    values = rows[np.isfinite(rows)]
-    if not values.size:
+    def finite() -> Iterator[np.ndarray]:  # a block at a time: a file may be larger than memory
+        blocks = row_blocks([d.features[modality] for d in corpus.dialogues.values()])
+        return (values for rows in blocks if (values := rows[np.isfinite(rows)]).size)
+
+    parts = [(x.min(), x.max(), x.sum(), x.size) for x in finite()]
+    if not parts:
         return {"min": 0.0, "max": 0.0, "mean": 0.0, "sd": 0.0}
-    return {"min": values.min(), "max": values.max(), "mean": values.mean(), "sd": values.std()}
+    low, high, totals, counts = zip(*parts, strict=True)
+    mean = sum(totals) / sum(counts)
+    variance = sum(np.square(x - mean).sum() for x in finite()) / sum(counts)
+    return {"min": min(low), "max": max(high), "mean": mean, "sd": np.sqrt(variance)}
 
 
 def _columns(corpus: Corpus, splits: dict[str, list[Dialogue]]) -> list[str]:
     """Rows that are missing, and columns that hold NaN, or that tell nothing since they never change."""
     lines = []
     for modality, width in corpus.dims.items():
-        rows = _rows(splits.get("train") or list(corpus.dialogues.values()), modality)
-        there = _there(rows)
-        if not there.all():
-            lines.append(f"{modality}: {np.count_nonzero(~there)} of {len(rows)} utterances lack it in train")
-            rows = rows[there]
-        broken = np.count_nonzero(~np.isfinite(rows).all(0))
-        constant = np.count_nonzero((rows == rows[:1]).all(0)) if len(rows) > 1 else 0
-        if broken:
-            lines.append(f"{modality}: {broken} of {width} columns hold NaN or infinity in train")
-        if constant:
-            lines.append(f"{modality}: {constant} of {width} columns are constant in train")
+        arrays = [d.features[modality] for d in splits.get("train") or corpus.dialogues.values()]
+        broken, constant, first, kept = np.zeros(width, bool), np.ones(width, bool), None, 0
+        for block in row_blocks(arrays):
+            rows = block[_there(block)]
+            if len(rows):
+                first, kept = rows[0] if first is None else first, kept + len(rows)
+                broken |= ~np.isfinite(rows).all(0)
+                constant &= (rows == first).all(0)
+        if kept < (total := sum(map(len, arrays))):
+            lines.append(f"{modality}: {total - kept} of {total} utterances lack it in train")
+        if broken.any():
+            lines.append(f"{modality}: {broken.sum()} of {width} columns hold NaN or infinity in train")
+        if constant.any() and kept > 1:
+            lines.append(f"{modality}: {constant.sum()} of {width} columns are constant in train")
     return lines
 
 
@@ -117,7 +127,7 @@ def _duplicates(corpus: Corpus) -> list[str]:
     for i, dialogue in corpus.dialogues.items():
         enough = sum(_there(dialogue.features[m]).astype(int) for m in corpus.dims) > 1
         for row in np.concatenate([dialogue.features[m] for m in corpus.dims], axis=1)[enough]:
-            where = places.setdefault(row.tobytes(), set())
+            where = places.setdefault(hashlib.sha256(row).digest(), set())
             copies += bool(where)
             where.add(split_of.get(i, "no split"))
     shared = sum({"train", "test"} <= where for where in places.values())

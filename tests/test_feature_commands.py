@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from feature_content import LENGTHS, make_nine, refusal
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import dataloader
 import feature_files
 import train_IEMOCAP
 from dataloader import IEMOCAP_LABELS
@@ -244,6 +246,24 @@ def test_help_imports_nothing_heavy():
         "assert not {'numpy', 'torch', 'matplotlib', 'sklearn'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_inspect_looks_at_a_large_file_in_blocks(save, tmp_path, monkeypatch):
+    ours = tmp_path / "a.safetensors"
+    feature_files.write_container(
+        feature_files.read(save(make_nine({f"d{k}": 20 for k in range(100)}, (3000, 4, 5)))), ours
+    )
+    monkeypatch.setattr(dataloader, "BLOCK", 2**16)
+    monkeypatch.setattr(inspection, "PROBED", (0, 0))
+    tracemalloc.start()
+    report = feature_files.inspect(ours)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < ours.stat().st_size / 2 > 10e6
+    text = np.concatenate([d.features["text"] for d in feature_files.read(ours).dialogues.values()])
+    assert report["ranges"]["text"] == pytest.approx(
+        {"min": text.min(), "max": text.max(), "mean": text.mean(dtype=float), "sd": text.std(dtype=float)}
+    )
 
 
 def test_container_is_mapped_and_not_loaded(save, tmp_path):
