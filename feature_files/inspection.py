@@ -95,6 +95,7 @@ def _range(corpus: Corpus, modality: str) -> dict[str, float]:
 def _columns(corpus: Corpus, splits: dict[str, list[Dialogue]]) -> list[str]:
     """Rows that are missing, and columns that hold NaN, or that tell nothing since they never change."""
     lines = []
+    filled = len(corpus.dims) > 1 == len(set(corpus.dims.values()))  # by zeros, as `--export-fused` writes them
     for modality, width in corpus.dims.items():
         arrays = [d.features[modality] for d in splits.get("train") or corpus.dialogues.values()]
         broken, constant, first, kept = np.zeros(width, bool), np.ones(width, bool), None, 0
@@ -108,6 +109,8 @@ def _columns(corpus: Corpus, splits: dict[str, list[Dialogue]]) -> list[str]:
             lines.append(f"{modality}: {total - kept} of {total} utterances lack it in train")
         if broken.any():
             lines.append(f"{modality}: {broken.sum()} of {width} columns hold NaN or infinity in train")
+        if filled and kept and len(used := np.flatnonzero(~constant | (first != 0))):
+            constant[used[-1] + 1 :] = False
         if constant.any() and kept > 1:
             lines.append(f"{modality}: {constant.sum()} of {width} columns are constant in train")
     return lines

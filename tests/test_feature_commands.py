@@ -102,6 +102,19 @@ def test_inspect_warns_of_what_read_refuses(save, capsys):
     refusal(path)
 
 
+def test_inspect_does_not_warn_of_zeros_up_to_the_width_of_the_widest_modality(save, capsys):
+    nine = make_nine(dims=(6, 6, 6))
+    for i in IDS:
+        nine[3][i][:, 2:] = 0  # as --export-fused fills up a narrow modality
+        nine[4][i][:, 1] = nine[4][i][:, 5] = 7
+        nine[5][i][:] = 0
+    warnings = inspect(save(nine), capsys)["warnings"]
+    assert [line for line in warnings if "constant" in line] == [
+        "visual: 6 of 6 columns are constant in train",
+        "acoustic: 2 of 6 columns are constant in train",
+    ]
+
+
 def test_inspect_warns_of_duplicates(save, capsys):
     nine = make_nine()
     for k in (3, 4, 5):
