@@ -4,7 +4,7 @@ from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, MODALITIES, Corpus
 from feature_files import media_digest, read, stream_container, write_nine_tuple
 from feature_files.checks import MELD_LABELS, Checks
 from feature_files.container import other_encoder, sha256_of
-from files import InputError, WriteError, replacing
+from files import InputError, WriteError, printable, replacing
 
 __all__ = [
     "IEMOCAP_LABELS",
@@ -17,6 +17,7 @@ __all__ = [
     "WriteError",
     "media_digest",
     "other_encoder",
+    "printable",
     "read",
     "replacing",
     "sha256_of",

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .house import InputError
+from .house import InputError, printable
 from .listing import shown
 
 REQUIREMENTS = "requirements-extract.txt"
@@ -203,7 +203,7 @@ def licence_of(name: str, folder: Path) -> str:
 
         try:
             if named := ModelCard.load(card).data.license:
-                return str(named)[:80]
+                return printable(str(named), 80)
         except Exception:  # a card can be anything
             pass
     return "not known here; see the model's page"

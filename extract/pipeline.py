@@ -33,6 +33,7 @@ from .house import (
     InputError,
     media_digest,
     other_encoder,
+    printable,
     read,
     stream_container,
     write_nine_tuple,
@@ -245,7 +246,7 @@ def for_run(
 
 
 def _to_stderr(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line, None), file=sys.stderr)
 
 
 def _needed(settings: Settings, listing: Listing, say: Callable[[str], None]) -> Settings:

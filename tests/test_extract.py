@@ -373,6 +373,16 @@ def test_texts_that_are_empty_or_endless(tmp_path):
     assert summary.odd == {"text": {"more than 350 words, of which the encoder reads those it can": 1}}
 
 
+def test_names_of_files_and_terms_of_models_reach_no_terminal_raw(tmp_path, capsys):
+    (tmp_path / "README.md").write_text('---\nlicense: "MIT\\e[2J\\a"\n---\n')
+    assert models.licence_of("mine", tmp_path) == r"MIT\x1b[2J\x07"
+    listing = read_manifest(talk(tmp_path, 2))
+    listing.notes.append(f"{tmp_path}/\x1b]0;Ses01.txt: no such file; this dialogue has no text")
+    extracted(listing, tmp_path / "a.safetensors", say=None)
+    said = capsys.readouterr().err
+    assert r"/\x1b]0;Ses01.txt: no such file" in said and "\x1b" not in said
+
+
 def test_nothing_to_encode_is_one_line(tmp_path):
     path = talk(tmp_path, 2, missing=(0, 1))
     lines = []
