@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .house import InputError, sha256_of
+from .house import InputError
 
 SPLITS = {"train": "train", "valid": "valid", "dev": "valid", "test": "test", "": ""}
 
@@ -115,13 +115,13 @@ def read_text(path: Path, files: dict[str, str], name: str, encodings: tuple[str
     """
     try:
         data = path.read_bytes()
-        files[name] = sha256_of(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the name") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check it") from None
     if not data.strip():
         raise InputError(f"{path}: the file is empty; get it again")
+    files[name] = hashlib.sha256(data).hexdigest()  # of these bytes: a pipe has none the second time
     for encoding in encodings:
         try:
             return data.decode(encoding)

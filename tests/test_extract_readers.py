@@ -1,5 +1,8 @@
 """Readers of manifests, IEMOCAP, MELD and transcripts: what they list, and their one line for what is wrong."""
 
+import hashlib
+import os
+
 import pytest
 from extraction import LINES, flat, iemocap_tree, manifest, meld_tree, tone, video, wav
 
@@ -112,6 +115,17 @@ def test_classes_that_no_feature_file_may_have_are_refused_before_the_work(tmp_p
     rows = [{**ROW, "utterance": k, "label": label} for k, label in enumerate(labels)]
     path = manifest(tmp_path / "m.csv", rows)
     assert refused(read_manifest, path, given).startswith(f"{path}: label: {problem}")
+
+
+def test_a_manifest_from_a_pipe_has_the_checksum_of_what_was_read(tmp_path):
+    content = manifest(tmp_path / "m.csv", [ROW]).read_bytes()
+    end, start = os.pipe()
+    os.write(start, content), os.close(start)
+    try:
+        listing = read_manifest(f"/dev/fd/{end}")
+    finally:
+        os.close(end)
+    assert listing.files == {str(end): hashlib.sha256(content).hexdigest()} and len(listing.utterances) == 1
 
 
 def test_no_such_manifest(tmp_path):
