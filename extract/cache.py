@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,10 @@ class Cache:
     def sha256(self, path: str | Path) -> str:
         """The checksum of a file, read only if size or time say that it changed; empty where it cannot be read."""
         try:
-            stat = Path(path).stat()
-            stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+            about = Path(path).stat()
+            if not stat.S_ISREG(about.st_mode):  # a pipe or a device may have no end
+                return ""
+            stamp = f"{about.st_size} {about.st_mtime_ns} {about.st_ino}"
             name = str(Path(path).resolve()).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             with self._told():
                 row = self.database.execute("select stamp, sha256 from files where path = ?", (name,)).fetchone()

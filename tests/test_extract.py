@@ -340,6 +340,13 @@ def files_of(name):
     return Path(name)
 
 
+def test_a_pipe_or_a_device_in_the_place_of_a_recording_is_a_missing_modality(tmp_path):
+    path = talk(tmp_path, 3, missing=(0, 1))
+    os.mkfifo(tmp_path / "0.wav")
+    (tmp_path / "1.wav").symlink_to("/dev/zero")
+    assert extracted(path, tmp_path / "a.safetensors").lacking == {"acoustic": {"the file cannot be read": 2}}
+
+
 def test_a_recording_may_have_a_name_that_is_no_utf_8(tmp_path):
     pytest.importorskip("srt")
     path = tmp_path / os.fsdecode(b"caf\xe9.wav")
