@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 ENDINGS = (".srt", ".vtt", ".TextGrid", ".textgrid")
 SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff")  # no pictures in these
 NAMED = re.compile(r"\s*(?:\[([^\]\n]{1,60})\]:?|([^\W\d_][^:\n]{0,59}):)\s+(.*)", re.DOTALL)  # [Name] text, Name: text
+LINE_END = re.compile(r"\r\n|\r|\n")
+TIMES = re.compile(r"\s*(?:\d+:)?\d{1,2}:\d{1,2}\.\d{1,3}\s*-->")  # of WebVTT, as its library takes them
 TAG = re.compile(r"<[^>]*>")
 VOICE = re.compile(r"<v(?:\.[^\s>]+)?\s+([^>]*)>")  # <v Name>, <v.loud Name>
 
@@ -133,6 +136,18 @@ def _webvtt(path: Path, files: dict[str, str]) -> list[Turn]:
         captions = library.from_string(text).captions
     except Exception as error:  # the library raises its own kinds, and ValueError
         raise InputError(f"{path}: no WebVTT ({shown(error)}); give every line its times") from None
+    # The library passes over a block without times, or with others, as WebVTT has it.
+    blocks = [
+        list(lines) for there, lines in groupby(enumerate(LINE_END.split(text), 1), lambda x: x[1] != "") if there
+    ]
+    for block in blocks[1:]:
+        number, first = block[0]
+        timed = any(TIMES.match(line) for _, line in block[:2])  # a name of its own may stand before
+        if not timed and first.strip() and not first.startswith(("NOTE", "STYLE", "REGION")):
+            raise InputError(
+                f"{path}: line {number}: no times such as 00:01.000 --> 00:02.500 before a text; give every line its "
+                "times"
+            )
     turns = []
     for caption in captions:
         said = TAG.sub("", caption.raw_text)
