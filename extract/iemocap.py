@@ -18,6 +18,7 @@ CLASSES = {
     "4-excited": {"hap": 0, "exc": 0, "sad": 1, "neu": 2, "ang": 3},
 }
 EVALUATION = re.compile(r"\[\s*(\d+\.?\d*)\s*-\s*(\d+\.?\d*)\s*\]\s+(Ses\w+)\s+(\w+)\s+\[", re.ASCII)
+ENCODINGS = ("utf-8-sig", "cp1252", "latin-1")  # Windows' dashes, quotes and dots, which Latin-1 takes for controls
 TRANSCRIPT = re.compile(r"(Ses\w+)\s*(?:\[[\d.\s-]*\])?\s*:\s*(.*)", re.ASCII)
 
 
@@ -79,7 +80,7 @@ def _dialogue(
     texts = _texts(session / "dialog" / "transcriptions" / path.name, root, listing)
     video = session / "dialog" / "avi" / "DivX" / f"{dialogue}.avi"
     turns = []
-    evaluated = read_text(path, listing.files, path.relative_to(root).as_posix(), ("utf-8-sig", "latin-1"))
+    evaluated = read_text(path, listing.files, path.relative_to(root).as_posix(), ENCODINGS)
     for line in evaluated.splitlines():
         if not (match := EVALUATION.match(line)):
             continue  # a rater's line, or the heading
@@ -118,7 +119,7 @@ def _texts(path: Path, root: Path, listing: Listing) -> dict[str, str]:
     if not path.is_file():
         listing.notes.append(f"{path}: no such file; this dialogue has no text")
         return {}
-    text = read_text(path, listing.files, path.relative_to(root).as_posix(), ("utf-8-sig", "latin-1"))
+    text = read_text(path, listing.files, path.relative_to(root).as_posix(), ENCODINGS)
     found: dict[str, str] = {}
     other = []
     for number, line in enumerate(text.splitlines(), 1):

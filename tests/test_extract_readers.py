@@ -179,6 +179,8 @@ def test_half_of_iemocap_is_refused_and_can_be_asked_for(tmp_path):
     assert len(read_iemocap(root, sessions=(1, 2, 3, 5)).splits) == 4
     assert "name IEMOCAP_full_release" in refused(read_iemocap, tmp_path / "nowhere")
     transcript = root / "Session1" / "dialog" / "transcriptions" / "Ses01M_impro01.txt"
+    transcript.write_bytes(transcript.read_bytes().replace(b"Fine.", b"I don\x92t\x85 Fine."))
+    assert read_iemocap(root, sessions=(1,)).utterances[2].text == "I don’t… Fine."
     transcript.unlink()
     listing = read_iemocap(root, sessions=(1,))
     assert f"{transcript}: no such file; this dialogue has no text" in listing.notes
