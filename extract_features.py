@@ -67,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep-unlabelled", action="store_true", help="of IEMOCAP: keep utterances of no class as context"
     )
     group.add_argument(
-        "--labels", metavar="LIST", help="of a manifest: the classes in their order; those it names, unless given"
+        "--labels",
+        metavar="LIST",
+        help="of a manifest: the classes in their order (default: a known set with all it names, else those, sorted)",
     )
     group.add_argument("--speakers", type=int, metavar="N", help="of a recording: how many there are, to be checked")
     group.add_argument("--transcript", type=Path, metavar="FILE", help="of a recording: .srt, .vtt or .TextGrid")

@@ -24,7 +24,7 @@ def read_manifest(path: Path, label_names: Sequence[str] = ()) -> Listing:
 
     Args:
         path: The manifest, UTF-8.
-        label_names: The classes; those that the file names, unless given.
+        label_names: The classes; as `_names` has them, unless given.
 
     Raises:
         InputError: One line with file, line, field and cure, for the first thing that is wrong.
