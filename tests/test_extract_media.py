@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from extraction import RATE, astronaut, flat, tone, video, wav
+from extraction import RATE, astronaut, av, flat, tone, video, wav
 
 from extract import faces, media
 from extract.media import UnreadableError, frames, sound
@@ -33,6 +33,14 @@ def test_any_rate_depth_and_number_of_channels_becomes_one_channel_at_16_khz(tmp
 def test_channels_are_averaged(tmp_path):
     path = wav(tmp_path / "a.wav", np.stack([tone(), -tone()], 1))
     assert sound(str(path))[1] == ["silent"]
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:  # which libsndfile does not read
+        stream = file.add_stream("pcm_s16le", rate=RATE, layout="stereo")
+        both = (32767 * np.repeat(tone(gain=0.6), 2)).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(both[None], format="s16", layout="stereo")
+        frame.sample_rate = RATE
+        file.mux(stream.encode(frame)), file.mux(stream.encode())
+    samples, odd = sound(str(tmp_path / "a.mkv"))
+    assert np.abs(samples).max() == pytest.approx(0.6, abs=0.001) and not odd
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp4", "a.avi"])
