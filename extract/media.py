@@ -59,6 +59,19 @@ def sound(
     return _resampled(samples, rate), odd
 
 
+def begin_of_sound(path: str) -> float:
+    """When the sound that `sound` gives of a whole file begins, in seconds after the file's beginning."""
+    import soundfile
+
+    try:
+        soundfile.info(os.fsencode(path))
+    except (soundfile.SoundFileError, OSError):
+        with _opened(path) as file:
+            stream = file.streams.audio[0]
+            return max(0.0, float((stream.start_time or 0) * stream.time_base) - _origin(file))
+    return 0.0
+
+
 def _check(path: str, start: float, end: float | None) -> None:
     if not Path(path).is_file():
         raise UnreadableError("no such file")

@@ -11,7 +11,7 @@ from typing import Any
 from .cache import key_of
 from .house import InputError, replacing, sha256_of
 from .listing import shown
-from .media import RATE, UnreadableError, sound
+from .media import RATE, UnreadableError, begin_of_sound, sound
 from .models import installed, loading, locate, need, quiet, versions
 from .workers import Workers
 
@@ -80,9 +80,10 @@ def _heard(path: Path, name: str, model: Any, device: str) -> Segments:
         ),
     )
     with Workers(1) as pool:  # media files are not to be trusted
-        ((_, decoded),) = pool.map(sound, [(None, {"path": str(path)})])
-    if isinstance(decoded, UnreadableError):
-        raise InputError(f"{path}: {decoded}; give a recording with sound, or a transcript")
+        (_, decoded), (_, late) = (next(pool.map(f, [(None, {"path": str(path)})])) for f in (sound, begin_of_sound))
+    for result in (decoded, late):
+        if isinstance(result, UnreadableError):
+            raise InputError(f"{path}: {result}; give a recording with sound, or a transcript")
     samples, _ = decoded
     length = len(samples) / RATE
     chunks = hear({"raw": samples, "sampling_rate": RATE}, return_timestamps=True)["chunks"]
@@ -92,5 +93,5 @@ def _heard(path: Path, name: str, model: Any, device: str) -> Segments:
         start = min(start or 0.0, length)
         end = min(length if end is None else end, length)  # Whisper does not say when what is cut off would end
         if chunk["text"].strip() and end > start:
-            segments.append((round(start, 2), round(end, 2), " ".join(chunk["text"].split())))
+            segments.append((round(late + start, 2), round(late + end, 2), " ".join(chunk["text"].split())))
     return segments

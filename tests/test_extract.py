@@ -539,6 +539,19 @@ def test_a_recording_without_a_transcript_is_heard_by_a_recogniser(tmp_path, net
     assert "a recogniser does not tell who speaks" in capsys.readouterr().err
 
 
+def test_what_is_heard_has_the_times_of_the_recording_where_its_sound_begins_late(tmp_path):
+    whisper = f"transformers:{tiny('recogniser', tmp_path / 'whisper')}"
+    pictures, samples = [flat(9, 9, 9)] * 50, tone(4.0)
+    heard = [
+        recogniser.recognise(
+            video(tmp_path / f"{late}.mp4", pictures, samples=samples, late=late), whisper, "cpu", tmp_path
+        )
+        for late in (0, 2)
+    ]
+    starts = [[start for start, _, _ in segments] for segments, _ in heard]
+    assert starts[1] == pytest.approx([start + 2 for start in starts[0]], abs=0.1) and starts[0]
+
+
 @pytest.mark.parametrize(
     "spec, line",
     [
