@@ -112,7 +112,7 @@ def _convert(args: argparse.Namespace, ready: Callable[[], None]) -> str:
     _spare(files, args.out)
     corpora = [read(file, **choices, label_names=getattr(args, "label_names", None)) for file in files]
     corpus = corpora[0] if len(corpora) == 1 else join(*corpora, str(args.out))
-    if args.out.suffix in (".pkl", ".pickle", ".p"):
+    if args.out.suffix.lower() in (".pkl", ".pickle", ".p"):
         write_nine_tuple(corpus, args.out)
     else:
         write_container(corpus, args.out, _provenance(files, corpora, choices))

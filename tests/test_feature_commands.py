@@ -169,13 +169,14 @@ def same(a, b):
 def test_convert_loses_nothing_and_goes_back(save, tmp_path, capsys):
     nine = make_nine()
     nine[6][IDS[0]][0] = 'Olé "你"\n\u2028'
-    path, ours, back = save(nine), tmp_path / "a.safetensors", tmp_path / "b.pkl"
+    path, ours, back = save(nine), tmp_path / "a.safetensors", tmp_path / "b.PKL"
     assert feature_files.main(["convert", str(path), str(ours)]) == 0
     assert feature_files.main(["convert", str(ours), str(back)]) == 0
     before = feature_files.read(path)
     same(before, feature_files.read(ours))
     same(before, feature_files.read(back))
     capsys.readouterr()
+    assert inspect(back, capsys)["layout"] == 2
     report = inspect(ours, capsys)
     assert report["layout"] == 14 and report["sha256"] == hashlib.sha256(ours.read_bytes()).hexdigest()
     assert report["class_counts"] == inspect(path, capsys)["class_counts"]
