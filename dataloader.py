@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -429,9 +429,9 @@ class Batch:
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """This batch with all of its tensors changed alike."""
         changed = {
-            f.name: {m: change(x) for m, x in value.items()} if isinstance(value, dict) else change(value)
-            for f in fields(self)
-            if (value := getattr(self, f.name)) is not self.ids
+            name: {m: change(x) for m, x in value.items()} if isinstance(value, dict) else change(value)
+            for name, value in vars(self).items()
+            if name != "ids"
         }
         return replace(self, **changed)
 

@@ -204,6 +204,13 @@ def check_training(runs: Sequence[PlannedRun]) -> None:
         network = build_network(shape_of(corpus), settings.fusion, settings.classifier)
         load_weights(network.fusion, fusion_weights(trained_run))
         load_standardiser(trained_run)
+        before = from_json(read_config(trained_run)["settings"], str(trained_run))
+        if before.classifier.causal != settings.classifier.causal:
+            how = "with" if before.classifier.causal else "without"
+            raise InputError(
+                f"--use-trained-GAN {trained_run}: was trained {how} --causal, and a speaker's mean is another then; "
+                "use a run that was trained as this one is"
+            )
         seen = learnt_from(trained_run)
     for run in runs:
         valid, seed = run.settings.data.valid, run.settings.run.seed

@@ -351,8 +351,8 @@ def as_flags(settings: s.Settings) -> str:
     for group, cls in s.groups().items():
         for f in dataclasses.fields(cls):
             value, flag = getattr(getattr(settings, group), f.name), f.metadata["flag"]
-            if not flag or value == f.default:
-                continue
+            if not flag or value == f.default or (f.name == "window_future" and settings.classifier.causal):
+                continue  # beside --causal the future window is refused
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag[2:]}")
                 continue

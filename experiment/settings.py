@@ -651,6 +651,8 @@ def contradiction(settings: Settings, named: Collection[str] = ()) -> str | None
             return f"--{name.replace('_', '-')} is for a file: --demo has labels and features of its own; leave it out"
     if fusion.channels % 2:
         return f"--fused-channels {fusion.channels}: past and future share the width evenly; give an even one"
+    if fusion.loss == "reference" and not fusion.weight:
+        return "--GAN-loss reference has no loss but the game: with --GAN-weight 0 it learns nothing; leave one out"
     if fusion.more_epochs and not fusion.trained_run:
         return "--continue-train-GAN-step needs --use-trained-GAN RUN"
     if classifier.causal and classifier.window_future and "classifier.window_future" in named:

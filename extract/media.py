@@ -21,6 +21,7 @@ SILENT = 10 ** (-80 / 20)  # of full scale: peaks below are no speech, nor the n
 CLIPPED = 0.01  # share of the samples at full scale from which on speech is distorted
 LARGEST = 40_000_000  # pixels of a picture: 8K video has 33 million
 LONGEST = 6 * 3600  # seconds of sound that are decoded for one utterance
+DECODING = 2  # goes up where the same file gives other samples or pictures, so that what is cached is made again
 LARGEST_SIDE = 512  # pixels: encoders see 224 to 384
 
 

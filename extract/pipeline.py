@@ -301,7 +301,7 @@ def _tasks(
     sums: dict[str, str],
 ) -> tuple[list[bytes | str], list[Task]]:
     """For each utterance the key of its row, or why it has none; and what to encode, each once."""
-    settings = key_of(modality, dict(encoder.about)).hex()
+    settings = key_of(modality, dict(encoder.about), *(() if modality == "text" else (media.DECODING,))).hex()
     keys: list[bytes | str] = []
     tasks: dict[bytes, Task] = {}
     quiet = modality == "text" or not sys.stderr.isatty()

@@ -95,7 +95,7 @@ def _range(corpus: Corpus, modality: str) -> dict[str, float]:
 def _columns(corpus: Corpus, splits: dict[str, list[Dialogue]]) -> list[str]:
     """Rows that are missing, and columns that hold NaN, or that tell nothing since they never change."""
     lines = []
-    filled = len(corpus.dims) > 1 == len(set(corpus.dims.values()))  # by zeros, as `--export-fused` writes them
+    filled = len(corpus.dims) > 1 and len(set(corpus.dims.values())) == 1  # by zeros, as `--export-fused` does
     for modality, width in corpus.dims.items():
         arrays = [d.features[modality] for d in splits.get("train") or corpus.dialogues.values()]
         broken, constant, first, kept = np.zeros(width, bool), np.ones(width, bool), None, 0

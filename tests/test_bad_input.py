@@ -246,6 +246,7 @@ FLAGS = {
     "--device toaster": "--device: 'toaster' is not auto, cpu, cuda, cuda:1 or mps",
     "--device cuda:99": "--device cuda:99: not to be had here (",
     "--continue-train-GAN-step 1": "--continue-train-GAN-step needs --use-trained-GAN RUN",
+    "--GAN-loss reference --GAN-weight 0": "with --GAN-weight 0 it learns nothing",
     "--use-trained-GAN none": "none/checkpoints/fusion.safetensors: cannot be read",
     "--resume none --out none": "none/config.json: cannot be read",
     "--export-fused fused.pkl --modalities text": "--export-fused: stage 1 was left out",

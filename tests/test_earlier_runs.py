@@ -95,6 +95,12 @@ def test_stage_1_that_has_seen_held_out_dialogues_is_refused(corpus, finished, t
     assert leaked and not out.exists()
 
 
+def test_stage_1_of_a_run_that_heard_whole_dialogues_is_no_causal_one(features, finished, tmp_path, capsys):
+    run = ["--features", features, "--out", tmp_path / "run", *SHORT, "--use-trained-GAN", finished, "--causal"]
+    assert "was trained without --causal" in refusal(capsys, *run)
+    assert not (tmp_path / "run").exists()
+
+
 HELD_OUT = {
     "folds": ["--folds", "2"],
     "validation": ["--valid", "0.5", "--seed", "3"],
