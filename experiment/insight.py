@@ -180,7 +180,7 @@ def read_predictions(
 ) -> tuple[pd.DataFrame, np.ndarray, tuple[str, ...]]:
     """The labelled test utterances of a run, their probabilities and the names of the classes.
 
-    The column ``row`` says which of all test utterances each is, from 0.
+    The column ``place`` says which of all utterances of its dialogue each is, from 0.
 
     Raises:
         InputError: If the file is not there or not what a run writes.
@@ -192,7 +192,7 @@ def read_predictions(
     names = [str(name) for name in label_names or []]
     if [f"p_{name}" for name in names] != columns:
         names = predictions.class_names(table)
-    table["row"] = np.arange(len(table))
+    table["place"] = table.groupby("dialogue").cumcount()
     table = table[table["label"] != IGNORE_LABEL].reset_index(drop=True)
     if not len(table) or not columns:
         raise InputError("no test utterance in it")
@@ -257,8 +257,7 @@ def _gather_members(seen: Insight, members: Sequence[Path]) -> None:
     order = np.argsort(pd.factorize(seen.table["dialogue"])[0], kind="stable")
     seen.table, seen.probabilities = seen.table.iloc[order].reset_index(drop=True), seen.probabilities[order]
     _fill(seen)
-    if dialogues := seen.attempt("transcripts", lambda: load_dialogues(seen)[0]):
-        _add_sentences(seen, dialogues)
+    seen.attempt("transcripts", lambda: _add_sentences(seen, load_dialogues(seen)[0]))
 
 
 def load_dialogues(seen: Insight) -> tuple[list[Dialogue], Settings]:
@@ -278,14 +277,23 @@ def load_dialogues(seen: Insight) -> tuple[list[Dialogue], Settings]:
     return [corpus.dialogues[i] for i in ids], settings
 
 
+def _places(seen: Insight, dialogues: Sequence[Dialogue]) -> np.ndarray:
+    """Which of all utterances of these dialogues those of the table are.
+
+    Raises:
+        InputError: If one is not among them.
+    """
+    begins = dict(zip([d.id for d in dialogues], np.cumsum([0, *map(len, dialogues)]), strict=False))
+    lengths = {d.id: len(d) for d in dialogues}
+    pairs = list(zip(seen.table["dialogue"], seen.table["place"], strict=True))
+    if any(place >= lengths.get(i, 0) for i, place in pairs):
+        raise InputError("the predictions are not of the dialogues in the data file")
+    return np.array([begins[i] + place for i, place in pairs])
+
+
 def _add_sentences(seen: Insight, dialogues: Sequence[Dialogue]) -> None:
-    every = [(d.id, s) for d in dialogues for s in d.sentences]
-    rows = range(len(every)) if seen.members or "row" not in seen.table else seen.table["row"]
-    found = [every[r] if r < len(every) else ("", "") for r in rows]
-    if [name for name, _ in found] == list(seen.table["dialogue"]):
-        seen.table["sentence"] = [s for _, s in found]
-    elif not seen.problems:
-        seen.problems.append("transcripts: the predictions are not of the dialogues in the data file")
+    every = [s for d in dialogues for s in d.sentences]
+    seen.table["sentence"] = [every[k] for k in _places(seen, dialogues)]
 
 
 def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue] | None, maps: bool) -> None:
@@ -297,14 +305,13 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
         if not found:
             return
         network, dialogues = found
+    rows, count = seen.attempt("what decided", lambda: _places(seen, dialogues)), sum(map(len, dialogues))
+    if rows is None:
+        return
     _add_sentences(seen, dialogues)
     from experiment.attribution import attribute
     from experiment.fused import extract_fused
 
-    rows, count = seen.table["row"].to_numpy(), sum(map(len, dialogues))
-    if rows[-1] >= count:
-        seen.problems.append("what decided: the predictions are not of the dialogues in the data file")
-        return
     weights = (
         f"checkpoints/best.safetensors (epoch {seen.report.get('best_epoch', 'kept')} of stage 2, weights averaged)"
     )

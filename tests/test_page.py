@@ -231,6 +231,19 @@ def test_utterances_without_a_label_are_left_out_and_said(tmp_path):
     assert data["text"][2] == "sentence 3 of Ses05_d00" and set(data["confidence"]) == {500}
 
 
+def test_a_page_made_again_finds_the_utterances_behind_a_dialogue_without_labels(tmp_path):
+    run = tmp_path / "run"
+    network, dialogues = make_run(run, corpus_of([4, 6, 9]), file=tmp_path / "data.pkl")
+    table = pd.read_csv(run / "predictions.csv", dtype=str)
+    table.loc[[*range(4), *range(14, 19)], "label"] = ""
+    table.to_csv(run / "predictions.csv", index=False)
+    at_hand, again = gather(run, network=network, dialogues=dialogues, maps=False), gather(run, maps=False)
+    for m, change in at_hand.modalities.items():
+        assert np.allclose(again.modalities[m], change, atol=1e-6) and len(np.unique(change)) > 5
+    assert again.table["sentence"].iloc[0] == "sentence 0 of Ses05_d01"
+    assert not [line for line in again.problems if "data file" in line]
+
+
 @pytest.mark.parametrize("temperature", [None, Calibration(1.5, "valid", 3, 40)], ids=["none", "valid"])
 def test_what_the_report_says_of_calibration_is_beside_the_diagram(tmp_path, temperature):
     make_run(tmp_path / "run", corpus_of([9, 7]))
