@@ -249,7 +249,7 @@ def _gather_members(seen: Insight, members: Sequence[Path]) -> None:
         return
     columns = [f"p_{i}" for i in range(len(names))]
     every = pd.concat(frames, ignore_index=True)
-    groups = every.groupby(["dialogue", "utterance"], sort=False)
+    groups = every.groupby(["dialogue", "place"], sort=False)
     first = groups.first().reset_index()
     seen.probabilities = groups[columns].mean().to_numpy()
     seen.table = first.drop(columns=[*columns, "confidence"], errors="ignore")

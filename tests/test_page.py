@@ -169,6 +169,16 @@ def test_several_seeds_have_a_page_of_spread_and_ensemble(tmp_path):
     assert f"weighted F1 {seen.scores['weighted_f1']:.2f}, 95 % interval over dialogues" in text
 
 
+def test_utterances_of_one_name_are_not_taken_for_one_on_the_page_of_seeds(tmp_path):
+    made = corpus_of([9, 7])
+    alike = {i: replace(d, utterances=("yes",) * len(d)) for i, d in made.dialogues.items()}
+    for seed in (0, 1):
+        make_run(tmp_path / "plan" / f"seed{seed}", replace(made, dialogues=alike), seed=seed)
+    seen = gather(tmp_path / "plan")
+    each = [read_predictions(tmp_path / "plan" / f"seed{s}" / "predictions.csv")[1] for s in (0, 1)]
+    assert np.array_equal(seen.probabilities, (each[0] + each[1]) / 2)
+
+
 def test_the_page_of_several_runs_says_what_compare_prints(tmp_path, capsys):
     runs, made = [tmp_path / "one", tmp_path / "two"], tmp_path / "both.html"
     for seed, run in enumerate(runs):
