@@ -89,13 +89,16 @@ def of_tables(tables: Sequence[pd.DataFrame], name: str, where: str) -> Predicti
 
 def member_tables(directory: Path) -> list[pd.DataFrame]:
     """The test predictions of each seed, or of the one run; those of folds one after the other."""
-    plan = read_config(directory).get("plan") or {}
+    config = read_config(directory)
+    plan = config.get("plan") or {}
     if not isinstance(plan, Mapping):
         raise InputError(f"{directory / 'config.json'}: plan: no seeds and folds; the run directory is damaged")
     try:
         seeds = [directory / f"seed{seed}" for seed in check_seeds(plan["seeds"])] if plan.get("seeds") else [directory]
     except ValueError as error:
         raise InputError(f"{directory / 'config.json'}: plan: seeds: {error}; the run directory is damaged") from None
+    over = plan.get("folds_over", "all")
+    dealt = sum(len(ids) for split, ids in config["splits"].items() if over in ("all", split))
     tables = []
     for one in seeds:
         folds = sorted(one.glob("fold*")) if plan.get("folds") else [one]
@@ -105,6 +108,11 @@ def member_tables(directory: Path) -> list[pd.DataFrame]:
         if empty := [fold for fold, part in zip(folds, parts, strict=True) if part.empty]:
             raise InputError(f"{empty[0]}: predictions.csv: no test utterances; name a finished run")
         table = pd.concat(parts, ignore_index=True)
+        if plan.get("folds") and (tested := table["dialogue"].nunique()) < dealt:
+            raise InputError(
+                f"{one}: folds: {tested} of {dealt} dialogues were tested so far; finish the run with --resume "
+                f"{directory}"
+            )
         key = [name for name in ("dialogue", "turn") if name in table]
         tables.append(table.sort_values(key, kind="stable", ignore_index=True) if "turn" in key else table)
     return tables

@@ -145,6 +145,20 @@ def test_the_script_prints_and_writes(tmp_path, capsys):
     assert one == pytest.approx(np.mean(means), abs=1e-5)
 
 
+def test_folds_of_which_some_are_still_to_come_are_refused(tmp_path, capsys):
+    frame, run = table(), tmp_path / "run"
+    write_run(run, frame[:0])
+    config = json.loads((run / "config.json").read_text())
+    config |= {"plan": {"seeds": None, "folds": 2}, "splits": {"train": sorted(set(frame["dialogue"]))}}
+    (run / "config.json").write_text(json.dumps(config))
+    first = frame["dialogue"].str.startswith("Ses01")
+    write_run(run / "fold1of2", frame[first])
+    assert compare.main([str(run)]) == 2
+    assert f"6 of 12 dialogues were tested so far; finish the run with --resume {run}" in capsys.readouterr().err
+    write_run(run / "fold2of2", frame[~first])
+    assert compare.main([str(run), "--draws", "100"]) == 0
+
+
 def test_latex_escapes_what_it_must():
     assert r"a\_b \& 50\% \textbackslash{}x" in latex(pd.DataFrame({"c": [r"a_b & 50% \x"]}))
 
