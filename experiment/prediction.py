@@ -217,9 +217,10 @@ class Model:
         else:
             corpus = Corpus("dialogues", {d.id: d for d in _dialogues(dialogues)}, {}, self.label_names)
             for d in corpus.dialogues.values():
-                if d.labels.max(initial=IGNORE_LABEL) >= len(self.label_names):
+                wrong = d.labels[(d.labels < 0) & (d.labels != IGNORE_LABEL) | (d.labels >= len(self.label_names))]
+                if len(wrong):
                     raise InputError(
-                        f"dialogues: labels: {d.id!r:.80}: a label {d.labels.max()}, and the run's classes are 0 to "
+                        f"dialogues: labels: {d.id!r:.80}: a label {wrong[0]}, and the run's classes are 0 to "
                         f"{len(self.label_names) - 1}; give {IGNORE_LABEL} where there is none"
                     )
         chosen = list(corpus.dialogues.values())

@@ -187,8 +187,9 @@ def test_labels_of_other_classes_in_a_corpus_are_left_out_as_a_file_s_are(model,
     table = model.predict(replace(corpus, label_names=tuple("abcdef")))
     assert "label" not in table and "its labels are left out" in table.attrs["notes"][0]
     dialogue = next(iter(corpus.dialogues.values()))
-    with pytest.raises(InputError, match="a label 6, and the run's classes are 0 to 5"):
-        model.predict([replace(dialogue, labels=np.full(len(dialogue), 6))])
+    for label in (6, -1):  # of -1 the first class would be made
+        with pytest.raises(InputError, match=f"a label {label}, and the run's classes are 0 to 5; give -100"):
+            model.predict([replace(dialogue, labels=np.full(len(dialogue), label))])
 
 
 def test_speakers_may_be_an_array(model, corpus):
