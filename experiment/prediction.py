@@ -435,7 +435,10 @@ def _of_arrays(given: Any, name: str) -> Dialogue:
     n = lengths.pop()
     texts = {}
     for field, default in (("speakers", "speaker"), ("sentences", "")):
-        texts[field] = tuple(map(str, (default,) * n if given.get(field) is None else given[field]))
+        each = (default,) * n if given.get(field) is None else given[field]
+        if isinstance(each, str) or not isinstance(each, Iterable):
+            raise InputError(f"{name}: {field}: a {type(each).__name__}; give a list of {n} texts")
+        texts[field] = tuple(map(str, each))
         if len(texts[field]) != n:
             raise InputError(f"{name}: {field}: {len(texts[field])} for {n} utterances; give one each")
     i = str(given.get("id", name))

@@ -312,6 +312,8 @@ def test_features_of_other_encoders_are_refused(folder, corpus, tmp_path):
         ({"text": np.full((2, 8), np.inf), "visual": np.zeros((2, 6)), "acoustic": np.zeros((2, 5))}, "infinite"),
         ({"text": np.zeros(8)}, "a row for each utterance"),
         ({"text": "abc"}, "no numbers"),
+        ({"text": np.zeros((3, 8)), "speakers": "ann"}, "speakers: a str; give a list of 3 texts"),
+        ({"text": np.zeros((3, 8)), "sentences": 5}, "sentences: a int; give a list of 3 texts"),
         ([], "no dialogues"),
         (3, "give a path"),
         ([3], "arrays by modality belong"),
