@@ -153,7 +153,8 @@ def gather(
             rows = seen.attempt(name, lambda name=name: read_curves(directory / name))
             if rows:
                 seen.histories[stage] = rows
-    _look_into_network(seen, network, dialogues, maps)
+    if own or network is not None:  # else several networks were scored as one
+        _look_into_network(seen, network, dialogues, maps)
     return seen
 
 
