@@ -260,6 +260,8 @@ def reliability_part(seen: Insight) -> dict[str, Any]:
             f"Temperature {said['temperature']:.2f}, fitted on {said['utterances']} utterances of {said['dialogues']} "
             f"dialogues ({said['fitted_on']}). All probabilities on this page are those after it."
         )
+    elif after:
+        found["about"] = "Each network has its own temperature. All probabilities on this page are those after it."
     else:
         found["about"] = (
             "The probabilities are uncalibrated: the run had no dialogues to fit a temperature on. Train with "

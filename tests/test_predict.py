@@ -225,7 +225,9 @@ def test_evaluate_takes_the_directory_of_several_seeds(folder, tmp_path, capsys)
     assert train_IEMOCAP.main(["--evaluate", str(folder / "run"), "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert "The mean of 2 networks' probabilities" in said.out
-    assert "lack something" not in said.err and (out / "report.html").exists()
+    page = (out / "report.html").read_text()
+    assert "lack something" not in said.err
+    assert "uncalibrated" not in page and "Each network has its own temperature" in page
     summary = json.loads((folder / "run" / "summary.json").read_text())
     report = json.loads((out / "report.json").read_text())
     assert report["test"]["accuracy"] == pytest.approx(summary["ensemble"]["accuracy"])
