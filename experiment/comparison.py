@@ -18,7 +18,7 @@ from scipy import stats
 
 from dataloader import IGNORE_LABEL, session_of
 from experiment.predictions import class_names, read_predictions
-from experiment.run_directory import read_config
+from experiment.run_directory import read_config, unguarded
 from experiment.settings import check_seeds
 from files import InputError, check_regular, printable
 
@@ -141,8 +141,9 @@ def read_table(path: Path, reference: Predictions) -> Predictions:
             there = printable(", ".join(map(str, given.columns)), 200)
             raise InputError(f"{path}: no column {column}; there are {there}; name it in the first line")
     if "split" in given:
-        given = given[given["split"] == "test"]
+        given = given[given["split"] == "test"].copy()
     key = ["dialogue", "utterance"] if "dialogue" in given else ["utterance"]
+    given[key] = given[key].map(unguarded)  # where it is a table of ours
     wanted = reference.table[key].astype(str)
     rows = pd.MultiIndex.from_frame(wanted) if len(key) > 1 else pd.Index(wanted["utterance"])
     index = pd.MultiIndex.from_frame(given[key]) if len(key) > 1 else pd.Index(given["utterance"])

@@ -20,6 +20,7 @@ from experiment.comparison import (
     mcnemar,
     measures,
     read_run,
+    read_table,
     scores_of,
 )
 from experiment.run_directory import write_csv
@@ -265,3 +266,13 @@ def test_ids_are_text_whatever_they_look_like(tmp_path):
     write_csv(tmp_path / "run" / "predictions.csv", frame)
     found = read_run(tmp_path / "run").table
     assert (found[["dialogue", "speaker"]] == frame[["dialogue", "speaker"]]).all(axis=None)
+
+
+@pytest.mark.parametrize("columns", [["utterance", "predicted"], ["dialogue", "utterance", "predicted"]])
+def test_a_table_of_ours_is_read_whatever_its_ids_begin_with(tmp_path, columns):
+    frame = table(dialogues=3)
+    frame[["dialogue", "utterance"]] = "-" + frame[["dialogue", "utterance"]]
+    run = read_run(write_run(tmp_path / "run", frame))
+    write_csv(tmp_path / "ours.csv", frame[columns])
+    assert "'-d0_0" in (tmp_path / "ours.csv").read_text()
+    assert (read_table(tmp_path / "ours.csv", run).together == run.together).all()
