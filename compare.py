@@ -49,10 +49,12 @@ def summary(tables: Mapping[str, pd.DataFrame], runs: Sequence[Predictions], dra
     ]
     if len(tables["differences"]):
         lines += ["", "* the interval excludes 0."]
+        together = " of the means of seeds' probabilities" if any(len(run.members) > 1 for run in runs) else ""
         for _, test in tables["mcnemar"].iterrows():
             lines.append(
-                f"McNemar's exact test, {test['run']} and {test['over']}: right alone {test['right alone']} and "
-                f"{test['other right alone']}, p = {test['p']:.2g} (takes utterances for independent)."
+                f"McNemar's exact test{together}, {test['run']} and {test['over']}: right alone "
+                f"{test['right alone']} and {test['other right alone']}, p = {test['p']:.2g} (takes utterances for "
+                "independent)."
             )
     by_group = tables["groups"].to_string(index=False, float_format="{:.2f}".format, na_rep="–")
     return "\n".join(

@@ -131,7 +131,8 @@ def test_the_script_prints_and_writes(tmp_path, capsys):
     flags = [*map(str, runs), "--predictions", str(tmp_path / "llm.csv"), "--out", str(tmp_path / "out")]
     assert compare.main([*flags, "--draws", "500"]) == 0
     said = capsys.readouterr().out
-    assert "second - first" in said and "llm.csv - first" in said and "McNemar" in said and "Ses01 F" in said
+    assert "second - first" in said and "llm.csv - first" in said and "Ses01 F" in said
+    assert "McNemar's exact test of the means of seeds' probabilities, second and first" in said
     names = {"scores.csv", "differences.csv", "mcnemar.csv", "groups.csv", "comparison.md", "comparison.tex"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     text = (tmp_path / "out" / "comparison.tex").read_text()
