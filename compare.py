@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dataloader import IGNORE_LABEL
 from experiment.comparison import (
     DRAWS,
     LEVEL,
@@ -39,11 +40,11 @@ __all__ = ["DRAWS", "Gain", "Predictions", "compare", "gain", "main", "read_run"
 
 def summary(tables: Mapping[str, pd.DataFrame], runs: Sequence[Predictions], draws: int) -> str:
     """What is printed: scores and differences with their intervals, McNemar's test, speakers and sessions."""
-    dialogues = runs[0].table["dialogue"].nunique()
+    scored = runs[0].table[runs[0].table["label"] != IGNORE_LABEL]
     seeds = ", ".join(f"{run.name} {len(run.members)}" for run in runs)
     lines = [
-        f"{len(runs[0].table)} test utterances of {dialogues} dialogues; {LEVEL} % intervals by {draws:,} bootstrap "
-        f"draws of dialogues within sessions; members (seeds) a run: {seeds}.",
+        f"{len(scored)} test utterances of {scored['dialogue'].nunique()} dialogues; {LEVEL} % intervals by "
+        f"{draws:,} bootstrap draws of dialogues within sessions; members (seeds) a run: {seeds}.",
         "",
         score_table(tables, mark=lambda cell: cell + " *").T.to_string(header=False),
     ]

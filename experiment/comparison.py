@@ -200,7 +200,7 @@ def same_utterances(one: pd.DataFrame, other: pd.DataFrame, name: str, other_nam
 
 
 def aligned(runs: Sequence[Predictions]) -> list[Predictions]:
-    """The runs with their utterances in the order of the first.
+    """The runs with their utterances in the order of the first; those without a label are left out.
 
     Raises:
         InputError: If they were tested on different utterances or classes; it names the first.
@@ -217,7 +217,14 @@ def aligned(runs: Sequence[Predictions]) -> list[Predictions]:
         table = run.table.iloc[by].reset_index(drop=True)
         same_utterances(first.table, table, first.name, run.name)
         found.append(Predictions(run.name, table, run.members[:, by], run.together[by], run.label_names))
-    return found
+    known = (first.table["label"] != IGNORE_LABEL).to_numpy()
+    return found if known.all() else [part(run, known) for run in found]
+
+
+def part(run: Predictions, chosen: np.ndarray) -> Predictions:
+    """A run on some of its utterances, bool ``[N]``."""
+    table = run.table[chosen].reset_index(drop=True)
+    return Predictions(run.name, table, run.members[:, chosen], run.together[chosen], run.label_names)
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -446,8 +453,7 @@ def groups(runs: Sequence[Predictions], names: Sequence[str], count: int = GROUP
             inside = (column == group).to_numpy()
             weights = draws(list(dict.fromkeys(table["dialogue"][inside])), count, seed)
             for name, run in zip(names, runs, strict=True):
-                part = Predictions(name, table[inside], run.members[:, inside], run.together[inside], run.label_names)
-                matrices = confusions(part)
+                matrices = confusions(part(run, inside))
                 scores = measures(matrices.sum(1), run.label_names)
                 found = {m: float(scores[m].mean()) for m in MEASURES}
                 drawn = scores_of(matrices, weights, run.label_names)["weighted F1"]

@@ -110,6 +110,18 @@ def test_mcnemar_is_the_exact_test():
     assert mcnemar(one, one, labels)[2] == 1
 
 
+def test_dialogues_without_a_label_are_not_drawn(tmp_path, capsys):
+    frame = table(dialogues=8)
+    hidden = frame["dialogue"].isin([f"Ses0{d % 2 + 1}_d{d:02d}" for d in range(2, 8)])  # one of each session is left
+    run = write_run(tmp_path / "run", frame.assign(label=frame["label"].astype(object).mask(hidden, "")))
+    assert compare.main([str(run), "--draws", "200", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{(~hidden).sum()} test utterances of 2 dialogues;")
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert (scores["low"] == scores["value"]).all() and (scores["high"] == scores["value"]).all()
+    assert gain(read_run(run), read_run(run)).difference == 0
+
+
 def test_a_gain_is_one_only_where_the_interval_excludes_0(tmp_path):
     weak, strong = table(0, 0.3), table(1, 0.95)
     less, more, like = (
