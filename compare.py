@@ -72,7 +72,7 @@ def write(tables: Mapping[str, pd.DataFrame], folder: Path, inputs: Sequence[Pat
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}); choose another") from None
     for name, table in tables.items():
-        write_csv(folder / f"{name}.csv", table.round(6))
+        write_csv(folder / f"{name}.csv", table, digits=8)  # not decimals: of a p-value they would leave 0
     shown = {"comparison": score_table(tables, mark=lambda cell: cell + " *"), "groups": tables["groups"]}
     if len(tables["mcnemar"]):
         shown["mcnemar"] = tables["mcnemar"]

@@ -110,6 +110,13 @@ def test_mcnemar_is_the_exact_test():
     assert mcnemar(one, one, labels)[2] == 1
 
 
+def test_a_small_p_value_is_written_as_it_is(tmp_path, capsys):
+    runs = [write_run(tmp_path / "bad", table(0, 0)), write_run(tmp_path / "good", table(1, 1))]
+    assert compare.main([*map(str, runs), "--draws", "100", "--out", str(tmp_path / "out")]) == 0
+    p = pd.read_csv(tmp_path / "out" / "mcnemar.csv")["p"].item()
+    assert 0 < p < 5e-7 and f"p = {p:.2g} " in capsys.readouterr().out
+
+
 def test_dialogues_without_a_label_are_not_drawn(tmp_path, capsys):
     frame = table(dialogues=8)
     hidden = frame["dialogue"].isin([f"Ses0{d % 2 + 1}_d{d:02d}" for d in range(2, 8)])  # one of each session is left
