@@ -258,7 +258,8 @@ def _gather_members(seen: Insight, members: Sequence[Path]) -> None:
     order = np.argsort(pd.factorize(seen.table["dialogue"])[0], kind="stable")
     seen.table, seen.probabilities = seen.table.iloc[order].reset_index(drop=True), seen.probabilities[order]
     _fill(seen)
-    seen.attempt("transcripts", lambda: _add_sentences(seen, load_dialogues(seen)[0]))
+    if not any(seen.table["sentence"]):  # predictions of an older version
+        seen.attempt("transcripts", lambda: _add_sentences(seen, load_dialogues(seen)[0]))
 
 
 def load_dialogues(seen: Insight) -> tuple[list[Dialogue], Settings]:
@@ -302,7 +303,8 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
     if not len(seen.table):
         return
     if network is None or dialogues is None:
-        found = seen.attempt("what decided, maps and transcripts", lambda: _read_network(seen))
+        transcripts = "" if any(seen.table["sentence"]) else ", and transcripts"
+        found = seen.attempt(f"what decided and maps{transcripts}", lambda: _read_network(seen))
         if not found:
             return
         network, dialogues = found

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -84,8 +85,13 @@ def test_a_missing_or_damaged_file_leaves_out_its_part_and_is_said(tmp_path, nam
 def test_without_data_and_weights_there_is_a_page(tmp_path):
     make_run(tmp_path / "run", corpus_of([5, 4]), file=tmp_path / "data.pkl")
     (tmp_path / "data.pkl").unlink()
-    text = write_page(tmp_path / "run").read_text()
-    assert "what decided" in text and "Left out" in text
+    made = write_page(tmp_path / "run")
+    text = made.read_text()
+    assert "what decided and maps: " in text and "Left out" in text
+    assert data_of(made)["text"][0] == "sentence 0 of Ses05_d00"  # as predictions.csv has it
+    shutil.copytree(tmp_path / "run", tmp_path / "plan" / "seed0")
+    shutil.copy(tmp_path / "run" / "config.json", tmp_path / "plan")
+    assert not any("transcripts" in line for line in gather(tmp_path / "plan").problems)
     assert write_page_of_nothing(tmp_path)
 
 
