@@ -65,9 +65,14 @@ def check_export(settings: Settings, corpus: Corpus, path: str) -> None:
         raise InputError(f"--export-fused {path}: cannot be written there, or under so long a name; choose another")
     if Path(path).exists() and not Path(path).is_file():
         raise InputError(f"--export-fused {path}: a folder or a device; give the name of a file")
-    check_apart("--export-fused", path, settings)
-    if marked(folder) and any(re.fullmatch(pattern, Path(path).name) for pattern in RUN_FILES):
-        raise InputError(f"--export-fused {path}: a file of the run in {folder}; give another name")
+    beside = [] if Path(path).suffix == ".safetensors" else [f"{path}.json"]  # how they were made
+    for written in (path, *beside):
+        check_apart("--export-fused", written, settings)
+        out = folder.resolve() / Path(written).name
+        for run in out.parents:
+            inside = out.relative_to(run).as_posix()
+            if any(re.fullmatch(pattern, inside) for pattern in RUN_FILES) and marked(run):
+                raise InputError(f"--export-fused {path}: {inside} is a file of the run in {run}; give another name")
 
 
 LONGEST_NAME = 230  # bytes; a file system's 255, less what it is called while it is written

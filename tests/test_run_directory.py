@@ -174,7 +174,8 @@ def test_evaluate_does_not_export_over_its_features(features, run_copy, refused)
     directory, before = run_copy("finished"), features.read_bytes()
     assert "written over" in refused("--evaluate", directory, "--export-fused", features)
     assert features.read_bytes() == before
-    assert "a file of the run" in refused("--evaluate", directory, "--export-fused", directory / "config.json")
+    for name in ("config.json", "config", "checkpoints/best.safetensors"):  # config.json would be written beside config
+        assert "is a file of the run" in refused("--evaluate", directory, "--export-fused", directory / name)
 
 
 def test_fused_features_do_not_go_into_a_folder_of_features(features, tmp_path):
