@@ -65,7 +65,7 @@ def predict_file(model: Model, args: argparse.Namespace) -> None:
         say("\n".join(json_lines(table, model.label_names)))
     elif not args.quiet:
         say("\n".join(transcript(table, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ)))
-    if not model.calibrated:
+    if not model.calibrated and not model.unfinished:
         complain(f"note: {UNCALIBRATED}")
     labels = np.concatenate([d.labels for d in reading.dialogues])
     if (labels != IGNORE_LABEL).all() and not args.json:

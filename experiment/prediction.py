@@ -27,7 +27,7 @@ from experiment.calibration import Calibration
 from experiment.checks import check_memory
 from experiment.evaluation import BATCH_SIZE, assess_predictions, check_answers, evaluate, utterance_table
 from experiment.fused import extract_fused
-from experiment.run_directory import read_config
+from experiment.run_directory import read_config, states
 from experiment.settings import Settings, check_seeds, from_json
 from experiment.trained import best_weights, build_network, load_standardiser, load_weights, standardiser_file
 from feature_files.container import other_encoder
@@ -121,6 +121,13 @@ class Model:
         """Whether probabilities were fitted to labels of dialogues that no network had learnt from."""
         return all(member.calibration for member in self.members)
 
+    @property
+    def unfinished(self) -> list[Path]:
+        """Its runs that have not come to their end: they have the weights so far, and maybe no temperature yet."""
+        several = len(self.members) > 1
+        runs = [self.directory / member.name if several else self.directory for member in self.members]
+        return [run for run in runs if states(run)]
+
     def predict(self, dialogues: Dialogues, missing: str = "refuse") -> pd.DataFrame:
         """What the model says of every utterance.
 
@@ -195,7 +202,10 @@ class Model:
         """
         if missing not in ("refuse", "mask"):
             raise InputError(f"--missing: {missing!r:.20} is neither refuse nor mask; choose one")
-        notes: list[str] = []
+        notes = [
+            printable(f"{run}: not finished; these are its weights so far; finish it with --resume", None)
+            for run in self.unfinished
+        ]
         if isinstance(dialogues, str | Path):
             corpus, problem = read_unlabelled(
                 dialogues,

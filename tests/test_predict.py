@@ -343,6 +343,19 @@ def test_the_script_prints_a_transcript_and_writes_a_table(folder, tmp_path, cap
     assert all(len(x.partition(".")[2]) <= 6 for x in pd.read_csv(tmp_path / "p.csv", dtype=str)["p_happy"])
 
 
+def test_a_run_that_is_not_finished_is_said(folder, tmp_path, capsys):
+    run = shutil.copytree(folder / "run" / "seed0", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"calibration": None}))
+    flags = [str(run), str(folder / "small.pkl"), "--quiet", "--out", str(tmp_path / "p.csv")]
+    assert predict.main(flags) == 0
+    assert "uncalibrated" in capsys.readouterr().err
+    (run / "checkpoints" / "last.pt").touch()
+    assert predict.main(flags) == 0
+    said = capsys.readouterr().err
+    assert f"note: {run}: not finished; these are its weights so far" in said and "had no dialogues" not in said
+
+
 def test_json_lines_and_a_split(folder, corpus, capsys):
     flags = [str(folder / "run"), str(folder / "small.pkl"), "--json", "--split", "test", "--device", "cpu"]
     assert predict.main(flags) == 0
