@@ -35,6 +35,8 @@ from experiment.console import leave, say
 from experiment.run_directory import write_csv
 from files import InputError, replacing, spare
 
+GROUPS = 100  # rows of speakers and sessions at most that are printed
+
 __all__ = ["DRAWS", "Gain", "Predictions", "compare", "gain", "main", "read_run", "read_table"]
 
 
@@ -57,7 +59,10 @@ def summary(tables: Mapping[str, pd.DataFrame], runs: Sequence[Predictions], dra
                 f"{test['right alone']} and {test['other right alone']}, p = {test['p']:.2g} (takes utterances for "
                 "independent)."
             )
-    by_group = tables["groups"].to_string(index=False, float_format="{:.2f}".format, na_rep="–")
+    groups = tables["groups"]
+    by_group = groups[:GROUPS].to_string(index=False, float_format="{:.2f}".format, na_rep="–")
+    if len(groups) > GROUPS:
+        by_group += f"\n… {len(groups) - GROUPS} more rows: --out DIR writes all"
     return "\n".join(
         [*lines, "", f"low, high: {LEVEL} % interval of weighted F1 over the group's dialogues.", by_group]
     )
@@ -87,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         if args.html:
+            if len(args.runs) + len(args.predictions) < 2:
+                raise InputError("--html: one run is not several; name two or more, or a table with --predictions")
             spare(map(Path, [*args.runs, *args.predictions]), Path(args.html))
         runs = [read_run(Path(run)) for run in args.runs]
         runs += [read_table(Path(path), runs[0]) for path in args.predictions]

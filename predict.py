@@ -36,6 +36,7 @@ from dataloader import IGNORE_LABEL
 from experiment.console import leave, say
 from experiment.evaluation import utterance_table, write_predictions
 from experiment.prediction import Embedding, Model, load
+from experiment.run_directory import run_of
 from files import InputError, complain, printable, spare
 
 __all__ = ["Embedding", "Model", "load", "main"]
@@ -48,9 +49,10 @@ def predict_file(model: Model, args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else None if args.json else Path("predictions.csv")
     if out and not out.resolve().parent.is_dir():
         raise InputError(f"--out {out}: there is no such folder; make it")
-    if out and (out.is_dir() or (not args.out and Path("config.json").exists())):
-        reason = "is a directory" if out.is_dir() else "is that of a run"
-        raise InputError(f"--out {out}: {reason}; name another file with --out")
+    if out and out.is_dir():
+        raise InputError(f"--out {out}: is a directory; name a file with --out")
+    if out and (run := run_of(out)):
+        raise InputError(f"--out {out}: is a file of the run in {run}; name another with --out")
     if out:
         read = (args.file, args.manifest, args.recording, args.transcript, model.directory)
         spare([Path(path) for path in read if path], out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import parallel
 from dataloader import IGNORE_LABEL, Corpus, Standardiser, any_label, hold_out_validation
 from experiment.flags import Command, flag_of
 from experiment.plan import PlannedRun, calibration_folds
-from experiment.run_directory import RUN_FILES, check_replaceable, marked, read_config
+from experiment.run_directory import check_replaceable, marked, read_config, run_of
 from experiment.settings import FREE_ON_RESUME, Settings, flat, from_json
 from experiment.trained import build_network, fusion_weights, load_standardiser, load_weights, shape_of
 from files import InputError
@@ -68,11 +67,8 @@ def check_export(settings: Settings, corpus: Corpus, path: str) -> None:
     beside = [] if Path(path).suffix == ".safetensors" else [f"{path}.json"]  # how they were made
     for written in (path, *beside):
         check_apart("--export-fused", written, settings)
-        out = folder.resolve() / Path(written).name
-        for run in out.parents:
-            inside = out.relative_to(run).as_posix()
-            if any(re.fullmatch(pattern, inside) for pattern in RUN_FILES) and marked(run):
-                raise InputError(f"--export-fused {path}: {inside} is a file of the run in {run}; give another name")
+        if run := run_of(Path(written)):
+            raise InputError(f"--export-fused {path}: is a file of the run in {run}; give another name")
 
 
 LONGEST_NAME = 230  # bytes; a file system's 255, less what it is called while it is written

@@ -18,9 +18,9 @@ from scipy import stats
 
 from dataloader import IGNORE_LABEL, session_of
 from experiment.predictions import class_names, read_predictions
-from experiment.run_directory import read_config, unguarded
+from experiment.run_directory import read_config, states, unguarded
 from experiment.settings import check_seeds
-from files import InputError, check_regular, printable
+from files import InputError, check_regular, complain, printable
 
 DRAWS = 10_000
 GROUP_DRAWS = 1_000  # at most, for each of perhaps hundreds of speakers
@@ -105,6 +105,8 @@ def member_tables(directory: Path) -> list[pd.DataFrame]:
         if not folds:
             raise InputError(f"{one}: no folds yet; finish the run with --resume {directory}")
         parts = [read_predictions(fold) for fold in folds]
+        for fold in filter(states, folds):
+            complain(f"note: {fold}: not finished; these are its predictions so far; finish it with --resume")
         if empty := [fold for fold, part in zip(folds, parts, strict=True) if part.empty]:
             raise InputError(f"{empty[0]}: predictions.csv: no test utterances; name a finished run")
         table = pd.concat(parts, ignore_index=True)
@@ -159,8 +161,9 @@ def read_table(path: Path, reference: Predictions) -> Predictions:
             f"({int((places < 0).sum())} of {len(rows)} are not); give a prediction for each"
         )
     numbers = {name.casefold(): k for k, name in enumerate(reference.label_names)}
-    numbers |= {str(k): k for k in range(len(reference.label_names))}
-    classes = np.array([numbers.get(value.strip().casefold(), -1) for value in given["predicted"]])[places]
+    numbers = {str(k): k for k in range(len(reference.label_names))} | numbers
+    predicted = given["predicted"].str.strip().str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # as pandas writes floats
+    classes = np.array([numbers.get(value.casefold(), -1) for value in predicted])[places]
     if (classes < 0).any():
         at = int(np.argmax(classes < 0))
         value = given["predicted"].iloc[places[at]]

@@ -477,10 +477,8 @@ def comparison_page(
         out: Where the page goes.
 
     Raises:
-        InputError: If there are fewer than two, or the page cannot be written.
+        InputError: If the page cannot be written.
     """
-    if len(runs) < 2:
-        raise InputError("--html: one run is not several; name two or more, or a table with --predictions")
     runs, names = aligned(runs), [plain(name, 60) for name in distinct_names(runs)]
     first, label_names = runs[0].table, runs[0].label_names
     labels, said = first["label"].to_numpy(int), np.stack([run.together for run in runs])

@@ -254,6 +254,16 @@ def marked(directory: Path) -> bool:
     return not path.is_symlink() and isinstance(config, dict) and config.get("format") == RUN_FORMAT
 
 
+def run_of(path: Path) -> Path | None:
+    """The run's directory in which a file of this name would be one of the run's own; None if there is none."""
+    path = path.parent.resolve() / path.name
+    for directory in path.parents:
+        inside = path.relative_to(directory).as_posix()
+        if any(re.fullmatch(pattern, inside) for pattern in RUN_FILES) and marked(directory):
+            return directory
+    return None
+
+
 def states(directory: Path) -> list[Path]:
     """The states to resume from; a run that has come to its end has none."""
     return list((directory / "checkpoints").glob("*.pt"))

@@ -40,7 +40,8 @@ def read_meld(root: Path) -> Listing:
         found = next(iter(sorted(root.glob(table)) or sorted(root.glob(f"*/{table}"))), None)
         if found is None:
             raise InputError(f"{root}: no {table}; unpack the archives in it, or copy the CSV file there")
-        folder = next(iter(sorted(root.glob(clips)) or sorted(root.glob(f"*/{clips}"))), None)
+        folders = [*sorted(root.glob(clips)), *sorted(root.glob(f"*/{clips}"))]
+        folder = next((path for path in folders if path.is_dir()), None)
         if folder is None:
             listing.notes.append(f"{root}: no folder {clips}; {split} has no sound and no pictures")
         places[split] = found, folder

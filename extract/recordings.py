@@ -178,7 +178,8 @@ def _textgrid(path: Path, files: dict[str, str]) -> list[Turn]:
     for name in grid.tierNames:
         tier = grid.getTier(name)
         if isinstance(tier, library.IntervalTier):
-            turns += [Turn(name.strip(), start, end, text.strip()) for start, end, text in tier.entries if text.strip()]
+            said = ((start, end, " ".join(text.split())) for start, end, text in tier.entries)
+            turns += [Turn(name.strip(), start, end, text) for start, end, text in said if text]
     return turns
 
 

@@ -296,3 +296,37 @@ def test_a_table_of_ours_is_read_whatever_its_ids_begin_with(tmp_path, columns):
     write_csv(tmp_path / "ours.csv", frame[columns])
     assert "'-d0_0" in (tmp_path / "ours.csv").read_text()
     assert (read_table(tmp_path / "ours.csv", run).together == run.together).all()
+
+
+def test_classes_that_pandas_has_made_floats_are_read_and_names_come_before_numbers(tmp_path):
+    run = predictions(table(dialogues=3))
+    run.table.assign(predicted=run.table["predicted"].astype(float)).to_csv(tmp_path / "floats.csv", index=False)
+    assert (read_table(tmp_path / "floats.csv", run).together == run.together).all()
+    named = Predictions("run", run.table, run.members, run.together, ("1", "2", "0"))
+    names = run.table["predicted"].map(lambda k: named.label_names[k])
+    run.table.assign(predicted=names).to_csv(tmp_path / "names.csv", index=False)
+    assert (read_table(tmp_path / "names.csv", named).together == run.together).all()
+
+
+def test_a_run_that_was_interrupted_is_compared_and_said(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, table(seed)) for seed, name in enumerate("ab")]
+    (runs[1] / "checkpoints").mkdir()
+    (runs[1] / "checkpoints" / "last.pt").touch()
+    assert compare.main([*map(str, runs)]) == 0
+    note = capsys.readouterr().err
+    assert note.startswith(f"note: {runs[1]}: not finished") and note.count("\n") == 1
+
+
+def test_a_page_of_one_run_is_refused_before_anything_is_written(tmp_path, capsys):
+    run, out = write_run(tmp_path / "run", table()), tmp_path / "out"
+    assert compare.main([str(run), "--out", str(out), "--html", str(tmp_path / "page.html")]) == 2
+    assert "--html: one run is not several" in capsys.readouterr().err and not out.exists()
+
+
+def test_of_many_speakers_some_are_printed_and_all_are_written(tmp_path, capsys):
+    frame = table()
+    frame["speaker"] = [f"speaker {k}" for k in range(len(frame))]
+    run = write_run(tmp_path / "run", frame)
+    assert compare.main([str(run), "--draws", "100", "--out", str(tmp_path / "out")]) == 0
+    printed, written = capsys.readouterr().out, pd.read_csv(tmp_path / "out" / "groups.csv")
+    assert len(written) > len(frame) > 60 and (len(written) <= compare.GROUPS or "more rows" in printed)

@@ -421,7 +421,16 @@ def test_a_table_is_not_written_over_what_is_read(folder, tmp_path, capsys, out)
     flags = [str(tmp_path / "run"), str(tmp_path / "new.pkl"), "--device", "cpu", "--out", str(tmp_path / out)]
     assert predict.main(flags) == 2
     error = capsys.readouterr().err
-    assert "would be lost" in error and error.count("\n") == 1 and (tmp_path / out).read_bytes() == before
+    assert re.search("would be lost|is a file of the run", error) and error.count("\n") == 1
+    assert (tmp_path / out).read_bytes() == before
+
+
+def test_a_table_is_not_written_over_another_run_s(folder, tmp_path, capsys):
+    shutil.copytree(folder / "run" / "seed0", tmp_path / "other")
+    out = tmp_path / "other" / "predictions.csv"
+    before = out.read_bytes()
+    assert predict.main([str(folder / "run" / "seed0"), str(folder / "small.pkl"), "--out", str(out)]) == 2
+    assert "is a file of the run" in capsys.readouterr().err and out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
