@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dataloader import Batch, Dialogue, batches
 from experiment.evaluation import BATCH_SIZE
-from model import GANFFN, dialogue_edges, padded
+from model import GANFFN, RelationalConvolution, dialogue_edges, padded
 
 EDGES_AT_ONCE = 20_000
 
@@ -103,9 +103,11 @@ def edge_changes(network: GANFFN, x: Tensor, mask: Tensor, speakers: Tensor, ans
     classifier = network.classifier
     edge_index, edge_type = dialogue_edges(mask, speakers, *classifier.window, classifier.num_speakers)
     nodes, known = x[mask], speakers[mask].clamp(max=classifier.num_speakers - 1)
-    states = [nodes]
+    states, heard = [nodes], []
     for convolution, norm in zip(classifier.convolutions, classifier.norms, strict=True):
-        states.append(states[-1] + F.gelu(norm(convolution(states[-1], edge_index, edge_type, known))))
+        said = convolution(states[-1], edge_index, edge_type, known)
+        heard.append(said - states[-1] @ convolution.root - convolution.bias)
+        states.append(states[-1] + F.gelu(norm(said)))
     views = [nodes, states[-1]]
     if classifier.attention is not None:
         views.append(classifier.attention(padded(states[-1], mask), mask)[mask])
@@ -114,39 +116,30 @@ def edge_changes(network: GANFFN, x: Tensor, mask: Tensor, speakers: Tensor, ans
     for chosen in torch.arange(edge_index.shape[1], device=x.device).split(EDGES_AT_ONCE):
         target = edge_index[1, chosen]
         own = nodes[target]
-        for convolution, norm, before in zip(classifier.convolutions, classifier.norms, states, strict=False):
-            heard = _heard_without(convolution, before, edge_index, edge_type, chosen)
-            own = own + F.gelu(norm(heard + own @ convolution.root + convolution.bias))
+        for k, (convolution, norm) in enumerate(zip(classifier.convolutions, classifier.norms, strict=True)):
+            rest = heard[k][target] + _change_without(convolution, states[k], edge_index, edge_type, chosen)
+            own = own + F.gelu(norm(rest + own @ convolution.root + convolution.bias))
         p = classifier.classify(torch.cat([nodes[target], own, *(view[target] for view in views[2:])], -1)).softmax(-1)
         rows = torch.arange(len(target), device=x.device)
         changes.append(p[rows, answer[target]] - whole[target, answer[target]])
     return edge_index, torch.cat(changes) if changes else x.new_zeros(0)
 
 
-def _heard_without(
-    convolution: torch.nn.Module, x: Tensor, edge_index: Tensor, edge_type: Tensor, chosen: Tensor
+def _change_without(
+    convolution: RelationalConvolution, x: Tensor, edge_index: Tensor, edge_type: Tensor, chosen: Tensor
 ) -> Tensor:
-    """What the targets of the chosen edges hear from their neighbours, each without its edge, ``[E', d]``."""
+    """How much else the targets of the chosen edges hear from their neighbours, each without its edge, ``[E', d]``."""
     source, target = edge_index
-    # Means by target and relation, then the relation's map, as `RelationalConvolution` does it.
-    groups, group = torch.unique(target * int(convolution.num_relations) + edge_type, return_inverse=True)
+    groups, group = torch.unique(target * convolution.num_relations + edge_type, return_inverse=True)
     count = torch.bincount(group, minlength=len(groups)).to(x).unsqueeze(1)
     total = x.new_zeros(len(groups), x.shape[1]).index_add_(0, group, x[source])
-    relation, at = groups % convolution.num_relations, groups // convolution.num_relations
-    mapped = _by_relation(total / count, relation, convolution.weight)
-    heard = x.new_zeros(len(x), mapped.shape[1]).index_add_(0, at, mapped)[target[chosen]]
     g = group[chosen]
     rest = (total[g] - x[source[chosen]]) / (count[g] - 1).clamp(min=1)
-    rest = rest.masked_fill(count[g] < 2, 0)
-    return heard - mapped[g] + _by_relation(rest, edge_type[chosen], convolution.weight)
-
-
-def _by_relation(x: Tensor, relation: Tensor, weight: Tensor) -> Tensor:
-    """Each row times the matrix of its relation."""
-    result = x.new_zeros(len(x), weight.shape[2])
-    for r in relation.unique().tolist():
-        rows = relation == r
-        result[rows] = x[rows] @ weight[r]
+    change = rest.masked_fill(count[g] < 2, 0) - total[g] / count[g]
+    result = x.new_zeros(len(chosen), convolution.weight.shape[2])
+    for r in edge_type[chosen].unique().tolist():
+        rows = edge_type[chosen] == r
+        result[rows] = change[rows] @ convolution.weight[r]
     return result
 
 
