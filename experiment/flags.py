@@ -103,7 +103,7 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=36, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        known = action.default not in (None, False, argparse.SUPPRESS) and "default:" not in (action.help or "")
+        known = action.default not in (None, False, [], argparse.SUPPRESS) and "default:" not in (action.help or "")
         return f"{action.help} (default: %(default)s)" if known else action.help
 
 

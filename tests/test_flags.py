@@ -13,7 +13,7 @@ import torch
 from small import SHORT, corpus, features, moved, small_corpus, train, weights, write
 
 import train_IEMOCAP
-from experiment import settings
+from experiment import compare_flags, settings
 from experiment.flags import build_parser, parse_args, readme_table
 from experiment.settings import LAST_FLAT_COMMIT, Settings
 from files import InputError
@@ -406,6 +406,10 @@ def test_help_says_every_default_and_fits_the_screen():
     for name, value in settings.flat(Settings()).items():
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             assert f"(default:{value})" in "".join(text.split()), name
+
+
+def test_help_shows_no_empty_default():
+    assert "[]" not in compare_flags.build_parser().format_help()
 
 
 def test_installing_says_in_a_line_that_the_project_is_run_from_its_clone(tmp_path):
