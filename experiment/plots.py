@@ -198,7 +198,7 @@ def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray) -> plt.Fi
     error = 100 * calibration.expected_calibration_error(labels, probabilities)
     figure, (axis, below) = plt.subplots(2, 1, figsize=(COLUMN, 3.6), sharex=True, height_ratios=(4, 1))
     axis.plot([0, 100], [0, 100], color="0.5", linestyle=":", marker="")
-    axis.plot(100 * bins["confidence"], 100 * bins["accuracy"])
+    axis.plot(100 * bins["confidence"], 100 * bins["accuracy"], clip_on=False)  # a point may lie on the edge
     axis.set(ylabel="right (%)", xlim=(0, 100), ylim=(0, 100), title=f"Expected calibration error {error:.1f} %")
     below.bar(100 * bins["confidence"], bins["utterances"], width=5, color="0.6")
     below.set(xlabel="confidence (%)", ylabel="utterances")

@@ -107,6 +107,17 @@ def test_epochs_are_whole_numbers_and_legends_are_off_the_data(tmp_path):
         plots.plt.close(figure)
 
 
+def test_points_on_the_edge_of_the_reliability_diagram_are_drawn_whole():
+    with plots.style():
+        figure = plots.reliability_diagram(np.zeros(9, int), np.tile([0.7, 0.3], (9, 1)))
+        figure.axes[0].set_title("")
+        figure.canvas.draw()
+        image = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+        above = image[: image.shape[0] - int(np.ceil(figure.axes[0].bbox.y1)) - 2]
+        assert (np.abs(above - [230, 159, 0]).sum(-1) < 30).any()
+        plots.plt.close(figure)
+
+
 def test_a_picture_that_fails_is_a_line_and_the_others_are_drawn(tmp_path, monkeypatch):
     seen = insight_of(tmp_path, [6, 5], ("a", "b"))
     monkeypatch.setattr(plots, "confusion_matrix", lambda *given: 1 / 0)
