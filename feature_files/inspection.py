@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import f1_score
@@ -260,6 +261,7 @@ def draw(corpus: Corpus, path: Path) -> None:
     else:
         shares.set_xlabel("number of the class")
     lengths.set(title="Length of dialogues", xlabel="utterances", ylabel="dialogues")
+    lengths.yaxis.set_major_locator(MaxNLocator(integer=True))
     if splits:
         rows[0].legend(*shares.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
 
@@ -285,7 +287,7 @@ def draw(corpus: Corpus, path: Path) -> None:
                 margin = 0.1 * (high - low)
                 axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
         axes.set(title=f"{modality}, {corpus.dims[modality]} features", xlabel="first principal component", xticks=[])
-        axes.set(ylabel="second", yticks=[])
+        axes.set(ylabel="second principal component", yticks=[])
     handles = next((axes.collections for axes in rows[1].axes if axes.collections), ())
     if handles and names:
         rows[1].legend(

@@ -17,6 +17,7 @@ import pytest
 from attacks.driver import Attack, judge
 from attacks.features import ABOUT, write_ours
 from feature_content import LENGTHS, make_nine, refusal
+from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -152,6 +153,18 @@ def test_inspect_draws_a_picture(save, tmp_path, case):
     picture = tmp_path / "a.png"
     assert feature_files.main(["inspect", str(save(nine)), "--plot", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbers_of_dialogues_are_whole_in_the_picture(save, tmp_path, monkeypatch):
+    ticks, write = {}, Figure.savefig
+
+    def look(figure, *given, **flags):
+        write(figure, *given, **flags)
+        ticks.update((axis.get_title(), axis.get_yticks()) for axis in figure.axes)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    feature_files.main(["inspect", str(save(make_nine({"a": 3, "b": 5}))), "--plot", str(tmp_path / "a.png")])
+    assert all(float(tick).is_integer() for tick in ticks["Length of dialogues"])
 
 
 def same(a, b):
