@@ -323,6 +323,7 @@ def draw(study: optuna.Study, out: Path, *, importance: bool) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
     from optuna.visualization import matplotlib as drawn
 
     from files import replacing
@@ -337,6 +338,8 @@ def draw(study: optuna.Study, out: Path, *, importance: bool) -> None:
         except (RuntimeError, ValueError) as error:  # of trials that are all alike
             complain(f"warning: {name}.png: {error}")
             continue
+        if name == "history":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         with replacing(out / f"{name}.png") as temporary:
             axes.figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
         plt.close(axes.figure)

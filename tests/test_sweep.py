@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from small import BARE, corpus, features, ran, write
 
 import train_IEMOCAP
@@ -58,6 +59,20 @@ def finished(space, features, tmp_path_factory):
     argv = [space, "--features", features, *QUICK, "--valid", "0.34", "--trials", "3", "--out", out]
     assert sweep.main([str(a) for a in argv]) == 0
     return out
+
+
+def test_numbers_of_trials_are_whole_in_the_picture(tmp_path, monkeypatch):
+    study, ticks, write = search.optuna.create_study(), [], Figure.savefig
+    for f1 in (29.0, 32.0, 37.0):
+        study.add_trial(search.optuna.trial.create_trial(value=f1))
+
+    def look(figure, *given, **flags):
+        write(figure, *given, **flags)
+        ticks.extend(figure.axes[0].get_xticks())
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    search.draw(study, tmp_path, importance=False)
+    assert ticks and all(float(tick).is_integer() for tick in ticks)
 
 
 def test_a_sweep_leaves_trials_that_are_runs_pictures_and_the_best_command(space, features, tmp_path, command):
