@@ -29,7 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     look = commands.add_parser("inspect", help="print what a file is and what is suspicious about it")
-    look.add_argument("file", type=Path, help="a feature file, or the folder of one that is several files")
+    look.add_argument(
+        "file", type=Path, metavar="FILE", help="a feature file, or the folder of one that is several files"
+    )
     look.add_argument("--json", action="store_true", help="for machines")
     look.add_argument("--plot", type=Path, metavar="PNG", help="draw class shares, lengths and a map of each modality")
 
@@ -51,11 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--target", default="emotion", help="emotion (default) or sentiment")
     for command in (look, one, two):
         command.add_argument("--missing", default="refuse", help="refuse (default) or mask what a modality lacks")
-    for command in (look, one):
+    for command, name in ((look, "FILE"), (one, "IN")):
         command.add_argument(
             "--label-names",
             metavar="A,B,C",
-            help="names of the classes from 0 up; a file IN.labels.txt or IN.labels.json beside IN does the same",
+            help=f"names of the classes from 0 up; beside it, {name}.labels.txt or {name}.labels.json does the same",
         )
 
     get = commands.add_parser("download", help="fetch a known public file and verify it")
