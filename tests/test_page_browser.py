@@ -130,6 +130,13 @@ def test_a_cell_of_the_matrix_lists_its_utterances(report, opened):
         assert cell.get_attribute("aria-pressed") == "true"
 
 
+def test_a_name_too_long_for_a_column_of_the_matrix_ends_in_dots(tmp_path, opened):
+    network, dialogues = make_run(tmp_path / "run", corpus_of([20], ("n" * 40, *(f"class {i}" for i in range(9)))))
+    seen = gather(tmp_path / "run", network=network, dialogues=dialogues, maps=False)
+    name = opened(write_page(tmp_path / "run", seen=seen)).locator(".matrix thead th.turn").first
+    assert name.evaluate("n => n.scrollHeight > n.clientHeight && getComputedStyle(n).textOverflow") == "ellipsis"
+
+
 def test_speakers_are_left_and_right_by_their_first_turn(report, opened):
     shown = opened(report)
     sides = ["left" in turn.get_attribute("class").split() for turn in shown.locator("#chat li").all()]
