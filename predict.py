@@ -41,7 +41,7 @@ from files import InputError, complain, printable, spare
 
 __all__ = ["Embedding", "Model", "load", "main"]
 
-COLOURS = (33, 34, 37, 31, 35, 36, 32)  # of a terminal, for the classes in turn
+COLOURS = (33, 34, 39, 31, 35, 36, 32)  # of a terminal, for the classes in turn; 39 is that of all other text
 
 
 def predict_file(model: Model, args: argparse.Namespace) -> None:

@@ -365,6 +365,14 @@ def test_json_lines_and_a_split(folder, corpus, capsys):
     assert all(row["emotion"] == max(row["probabilities"], key=row["probabilities"].get) for row in rows)
 
 
+def test_no_emotion_is_white_or_black_on_a_terminal_that_may_be_so():
+    names = [f"class {i}" for i in range(9)]
+    table = pd.DataFrame({"dialogue": "a", "speaker": "F", "turn": range(1, 10), "emotion": names, "confidence": 0.5})
+    table = table.assign(sentence="", **{f"p_{name}": 0.1 for name in names})
+    said = "\n".join(predict.transcript(table, colours=True))
+    assert said.count("\x1b[0m") == 9 and not re.findall(r"\x1b\[(?:30|37|9[07])m", said)
+
+
 def test_escape_sequences_never_reach_the_terminal(folder, tmp_path, capsys):
     content = nine(folder)
     bad = "\x1b[31mred\u202eder\x07"
