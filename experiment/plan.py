@@ -248,7 +248,10 @@ def summarise_tree(directory: Path, finished: Mapping[str, Figures]) -> Figures:
         groups.setdefault(above, {})[last] = figures
     if "" in groups:
         return summarise(directory, groups[""])
-    means = {above: summarise(directory / above, each) for above, each in groups.items()}
+    means = {}
+    for above, each in groups.items():
+        say(f"{spoken(above)[0].capitalize()}:")
+        means[above] = summarise(directory / above, each)
     return summarise(directory, means) if means else {}
 
 

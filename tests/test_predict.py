@@ -563,3 +563,4 @@ def test_folds_are_pooled_and_seeds_of_folds_make_an_ensemble(folder, tmp_path, 
     )
     assert sum(above["ensemble"]["support"]) == summed.sum() and "per_class_f1" in above
     assert "Pooled over" in said and "an ensemble, not a single network" in said and "Chosen on test" in said
+    assert re.search(r"\nSeed 0:\n2 folds, .*\nSeed 1:\n2 folds, .*\n2 seeds, ", said, re.DOTALL)
