@@ -21,7 +21,7 @@ import common  # first: it makes the project's modules found
 from torch import nn
 
 import model
-from experiment import fusion_quality
+from experiment import fused, fusion_quality
 from experiment.flags import Parser
 from model import AdversarialFusion, FeedForward, FusedFeatureGenerator
 
@@ -52,22 +52,28 @@ class Design:
         generator: In the place of the feed-forward kind.
         weights: Of the generators' losses, in the place of those that `AdversarialFusion` has.
         shared_channels: How many channels discriminators see.
+        at_rest: Whether those are made once for stage 2, which is told them.
     """
 
     flags: str = ""
     generator: type[FusedFeatureGenerator] | partial = FusedFeatureGenerator
     weights: Mapping[str, float] = field(default_factory=dict)
     shared_channels: int = model.SHARED_CHANNELS
+    at_rest: bool = True
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """The networks are so made within."""
         made = partial(self.generator, shared_channels=self.shared_channels)
+        script = common.train_IEMOCAP
+        known = script.with_shared if self.at_rest else lambda fusion, dialogues: dialogues
         with (
             mock.patch.dict(AdversarialFusion.WEIGHTS, self.weights),
             mock.patch.dict(model.GENERATORS, {"feed-forward": made}),
             mock.patch.object(model, "SHARED_CHANNELS", self.shared_channels),
             mock.patch.object(fusion_quality, "SHARED_CHANNELS", self.shared_channels),
+            mock.patch.object(fused, "SHARED_CHANNELS", self.shared_channels),
+            mock.patch.object(script, "with_shared", known),
         ):
             yield
 
@@ -82,7 +88,7 @@ DESIGNS = {
     "linear": Design("--generator linear"),
     "transformer": Design("--generator transformer"),
     "32 shared channels": Design(shared_channels=32),
-    "shared channels go on learning": Design(generator=NeverAtRest),
+    "shared channels go on learning": Design(generator=NeverAtRest, at_rest=False),
     "128 wide": Design(generator=partial(FusedFeatureGenerator, hidden=128)),
     "one feed-forward layer": Design(generator=Shallow),
     "20 epochs": Design("--GAN-epochs 20"),

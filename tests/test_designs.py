@@ -4,14 +4,16 @@ import design  # of benchmarks/
 import designs
 import pandas as pd
 import pytest
-from small import DIMS, small_corpus, write
+import torch
+from safetensors.torch import load_file
+from small import BARE, DIMS, small_corpus, write
 from torch import nn
 
 import model
 from experiment import fusion_quality, jobs
 from experiment.run import Run
 from experiment.settings import Settings
-from experiment.trained import build_network
+from experiment.trained import best_weights, build_network, fusion_weights
 
 QUICK = ["--GAN-epochs", "1", "--epochs", "1", "--fused-channels", "16", "--batch-size", "6"]
 SHAPE = {"dims": DIMS, "label_names": ["sad", "happy"], "num_speakers": 2}
@@ -40,6 +42,20 @@ def test_designs_change_what_they_say_and_leave_the_method_as_it_was():
     after = made("as it is")
     assert after[2:] == before[2:] == (model.AdversarialFusion.WEIGHTS, model.SHARED_CHANNELS)
     assert isinstance(after[1].layers, nn.Sequential) and model.GENERATORS["feed-forward"] is type(after[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "moves"),
+    [("as it is", 8, False), ("32 shared channels", 32, False), ("shared channels go on learning", 8, True)],
+)
+def test_stage_2_goes_through_and_moves_the_shared_channels_of_that_design_alone(tmp_path, name, width, moves):
+    path = write(small_corpus(train=2, test=1), tmp_path / "small.pkl")
+    flags = ["--GAN-epochs", "1", "--epochs", "1", "--fused-channels", "64", *BARE, "--out", str(tmp_path / "run")]
+    assert design.main([name, "--features", str(path), *flags]) == 0
+    key = "generators.text.head.weight"
+    before = load_file(fusion_weights(tmp_path / "run"))[key]
+    after = load_file(best_weights(tmp_path / "run"))[f"fusion.{key}"]
+    assert len(before) == width and torch.equal(before, after) is not moves
 
 
 def in_turn(work, at_once, cluster, directory):
