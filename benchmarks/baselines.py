@@ -379,7 +379,7 @@ def run(settings: Settings, own: argparse.Namespace, rows: list[dict[str, float 
     settings, corpus = common.prepare(settings)
     parts = cross_validation(corpus, own.folds, own.folds_over) if own.folds else {"test": corpus}
     if own.out:
-        own.out.mkdir(parents=True, exist_ok=True)
+        common.make_folder(own.out)
     for name in own.networks:
         rate = own.lr
         if rate is None:

@@ -24,7 +24,7 @@ from experiment.evaluation import evaluate
 from experiment.flags import HelpFormatter, Parser, add_settings, flag_type
 from experiment.settings import Number, Settings, contradiction, parse_folds, parse_seeds
 from experiment.start import ending as ending
-from files import complain, replacing
+from files import InputError, complain, replacing
 
 SCRIPT, BASELINE = "train_IEMOCAP.py", "benchmarks/baselines.py"  # from the project's folder
 DATA = ("--features", "--demo", "--modalities", "--missing", "--text-layers", "--target", "--label-names")
@@ -158,6 +158,18 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
     cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as stream:
         stream.write("\n" * cut_off + json.dumps(line) + "\n")
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder that ``--out`` names.
+
+    Raises:
+        InputError: If it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be made ({error.strerror}); choose another directory") from None
 
 
 # Figures --------------------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def compare(settings: Settings, own: argparse.Namespace) -> int:
         raise InputError(f"--designs {unknown[0]!r:.60}: no such design; choose among {', '.join(DESIGNS)}")
     work = [(name, seed) for name in names for seed in own.seeds if not finished(run_directory(name, seed, own))]
     jobs = {f"{name}, seed {seed}": job(name, seed, settings, own) for name, seed in work}
-    own.out.mkdir(parents=True, exist_ok=True)
+    common.make_folder(own.out)
     results = do_all(jobs, own.jobs, own.cluster, own.out) if jobs else {}
     lines = []
     for name in DESIGNS:

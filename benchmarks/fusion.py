@@ -301,7 +301,7 @@ def measure(settings: Settings, own: argparse.Namespace) -> None:
         "elsewhere": lambda of_run, part: elsewhere(of_run, part, own.networks, rate),
         "subset": subset,
     }
-    own.out.mkdir(parents=True, exist_ok=True)
+    common.make_folder(own.out)
     for seed in own.seeds:
         for fold, part in folds.items():
             for name in own.parts:

@@ -421,6 +421,7 @@ def run(settings: Settings, own: argparse.Namespace) -> None:
         min(EPOCHS["stage 2"], own.epochs or EPOCHS["stage 2"]),
         own.batches,
     )
+    common.make_folder(own.out)
     ours, theirs = [], []
     for seed in own.seeds:
         of_run = settings.replace(run__seed=seed)

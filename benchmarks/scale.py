@@ -253,7 +253,7 @@ def run(own: argparse.Namespace) -> None:
     if not STATUS.exists() or "RssAnon" not in STATUS.read_text(encoding="utf-8"):
         raise InputError("scale.py: this system does not say what a process holds (/proc/self/status); run it on Linux")
     if own.out:
-        own.out.mkdir(parents=True, exist_ok=True)
+        common.make_folder(own.out)
     rows: list[dict[str, str | float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(own.dialogues, own.turns, own.utterances, own.million):

@@ -6,11 +6,16 @@ import json
 import re
 
 import accuracy
+import baselines
+import designs
+import fusion
 import numpy as np
 import pandas as pd
 import pytest
+import reference
+import scale
 from scipy import stats
-from small import corpus, features, small_corpus
+from small import corpus, features, ran, small_corpus
 
 from experiment import jobs
 from experiment.comparison import gain, read_run
@@ -176,3 +181,14 @@ def test_context_tells_more_than_an_utterance_and_less_than_all():
     corpus = synthetic_corpus(seed=3, train=1, test=30, dims={"text": 8, "visual": 8, "acoustic": 8})
     best = ceiling(corpus, seed=3)
     assert best["utterance"] + 5 < best["context"] < 95
+
+
+@pytest.mark.parametrize("script", [accuracy, baselines, designs, fusion, reference, scale])
+def test_a_folder_that_cannot_be_made_is_a_line_before_anything_is_trained(script, features, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    argv = ["--out", tmp_path / "file", *([] if script is scale else ["--features", features])]
+    status, _, said = ran(script.main, argv, capsys)
+    assert (
+        status == 2
+        and said == f"error: --out {tmp_path / 'file'}: cannot be made (File exists); choose another directory\n"
+    )
