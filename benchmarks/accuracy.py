@@ -237,7 +237,7 @@ def run_rows(
         if not line:
             work[f"{name}, seed {seed}"] = name, seed
     jobs = {spoken: job(name, flags.get(name, ""), seed, settings, own) for spoken, (name, seed) in work.items()}
-    common.make_folder(own.out)
+    common.begin(own.out, {"flags": " ".join([folds, *own.shared]).strip(), "data": corpus.sha256})
     results = do_all(jobs, own.jobs, own.cluster, own.out) if jobs else {}
     for spoken, (name, seed) in work.items():
         if not {"failed", "interrupted"} & results[spoken].keys():

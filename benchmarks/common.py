@@ -22,7 +22,8 @@ import utils
 from dataloader import Corpus, Dialogue, Standardiser
 from experiment.evaluation import evaluate
 from experiment.flags import HelpFormatter, Parser, add_settings, flag_type
-from experiment.settings import Number, Settings, contradiction, parse_folds, parse_seeds
+from experiment.run_directory import write_json
+from experiment.settings import Number, Settings, contradiction, parse_folds, parse_seeds, read_json
 from experiment.start import ending as ending
 from files import InputError, complain, replacing
 
@@ -170,6 +171,23 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be made ({error.strerror}); choose another directory") from None
+
+
+def begin(out: Path, asked: Mapping[str, Any]) -> None:
+    """Make the folder of ``--out``, whose runs are not trained again, or see that they are of the same job.
+
+    Args:
+        out: The folder.
+        asked: What all runs there have in common: data, folds, flags.
+
+    Raises:
+        InputError: If it cannot be made, or runs of another job are there.
+    """
+    make_folder(out)
+    job = out / "job.json"
+    if job.exists() and (begun := read_json(job)) != asked:
+        raise InputError(f"{job}: runs of another job are there, {begun!r:.200}; name another folder with --out")
+    write_json(job, asked)
 
 
 # Figures --------------------------------------------------------------------------------------------------------------

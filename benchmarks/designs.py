@@ -128,9 +128,11 @@ def compare(settings: Settings, own: argparse.Namespace) -> int:
     names = list(dict.fromkeys(own.designs.split(",")))
     if unknown := [name for name in names if name not in DESIGNS]:
         raise InputError(f"--designs {unknown[0]!r:.60}: no such design; choose among {', '.join(DESIGNS)}")
+    _, corpus = common.prepare(settings)
+    folds = f"--folds {own.folds} --folds-over {own.folds_over}" if own.folds else ""
+    common.begin(own.out, {"flags": " ".join([folds, *own.flags]).strip(), "data": corpus.sha256})
     work = [(name, seed) for name in names for seed in own.seeds if not finished(run_directory(name, seed, own))]
     jobs = {f"{name}, seed {seed}": job(name, seed, settings, own) for name, seed in work}
-    common.make_folder(own.out)
     results = do_all(jobs, own.jobs, own.cluster, own.out) if jobs else {}
     lines = []
     for name in DESIGNS:

@@ -81,6 +81,17 @@ def test_ctrl_c_leaves_the_runs_that_are_finished_and_the_same_command_goes_on(t
     assert "full, seed 0: was trained with flags" in said and "--epochs 3" in said
 
 
+def test_a_run_that_was_stopped_does_not_go_on_for_other_flags(training, tmp_path, capsys):
+    trained, other = training
+    other["full", 0] = {"interrupted": "a step"}
+    argv = ["--demo", "--folds", "2", "--seeds", "0", "--rows", "full", "--out", str(tmp_path)]
+    assert accuracy.main([*argv, "--", "--epochs", "3"]) == 130
+    other.clear()
+    assert accuracy.main(argv) == 2 and not trained
+    assert "runs of another job are there" in capsys.readouterr().err
+    assert accuracy.main([*argv, "--", "--epochs", "3"]) == 0 and trained == [("full", 0)]
+
+
 def test_a_run_that_fails_stops_no_other_and_the_same_command_tries_it_again(training, tmp_path, capsys):
     _, other = training
     other["full", 1] = {"failed": "out of memory"}

@@ -79,6 +79,22 @@ def test_the_table_goes_on_where_it_was_stopped_and_compares_with_no_stage_1(tmp
     assert pd.isna(table.loc["none", "retrieval"])
 
 
+def test_runs_of_other_flags_or_data_are_not_taken_for_these(tmp_path, monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(designs, "do_all", lambda work, *how: done.extend(work) or {name: {} for name in work})
+    one, other = (write(small_corpus(train=n, test=1), tmp_path / f"{n}.pkl") for n in (2, 3))
+    run = ["--device", "cpu", "--out", str(tmp_path / "out"), "--designs", "none", "--seeds", "0"]
+    assert designs.main([*run, "--features", str(one), "--", *QUICK]) == 0
+    for changed in (
+        ["--features", str(one)],
+        ["--features", str(one), "--folds", "2", "--", *QUICK],
+        ["--features", str(other), "--", *QUICK],
+    ):
+        assert designs.main([*run, *changed]) == 2
+        assert "runs of another job are there" in capsys.readouterr().err
+    assert designs.main([*run, "--features", str(one), "--", *QUICK]) == 0 and len(done) == 2
+
+
 def test_a_run_that_was_stopped_counts_once_it_has_gone_on(tmp_path, monkeypatch, capsys):
     path = write(small_corpus(train=6, test=3), tmp_path / "small.pkl")
     run = [
