@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import resource
 import signal
 import statistics
 import subprocess
@@ -81,7 +80,8 @@ def watch(command: Sequence[str], curves: Sequence[Path]) -> Watched:
     appeared = None
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        while process.poll() is None:
+        # Not `Popen.poll`: of a process that it has seen end, the system no longer says what memory it held.
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
             if appeared is None and any(path.exists() for path in curves):
                 appeared = time.perf_counter() - started
             time.sleep(POLL)
@@ -89,7 +89,10 @@ def watch(command: Sequence[str], curves: Sequence[Path]) -> Watched:
         process.kill()
         process.wait()
         raise
-    return Watched(process.returncode, time.perf_counter() - started, appeared, peak_mebibytes())
+    total, (_, status, used) = time.perf_counter() - started, ended
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Watched(process.returncode, total, appeared, peak)
 
 
 @contextmanager
@@ -110,12 +113,6 @@ def busy(count: int) -> Iterator[list[subprocess.Popen]]:
 def stop(number: int, frame: object) -> None:
     """End as Ctrl-C does, so that what was started ends too."""
     raise KeyboardInterrupt
-
-
-def peak_mebibytes() -> float:
-    """The most memory that a child process which has ended held at once."""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def seconds_column(path: Path) -> list[float]:
