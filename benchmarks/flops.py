@@ -15,13 +15,15 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import common  # first: it finds the project's modules
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import utils
 from experiment.corpus import load_corpus
 from experiment.flags import parse_args
 from experiment.run import Run
@@ -37,6 +39,21 @@ class NoModules(contextlib.nullcontext):
     parents = frozenset({"Global"})
 
 
+class Counted(Run):
+    """A run that counts the operations of each stage's last epoch, not what the stage does once around its epochs."""
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        self.operations = {"stage 1": 0, "stage 2": 0}
+
+    def epochs(self, title: str, done: int, epochs: int) -> Iterator[int]:
+        """Those still to do."""
+        for epoch in super().epochs(title, done, epochs):
+            with counter() as counted:
+                yield epoch
+            self.operations[title] = counted.get_total_flops()
+
+
 def counter() -> FlopCounterMode:
     """Counts all operations, of no module in particular."""
     made = FlopCounterMode(display=False)
@@ -44,13 +61,13 @@ def counter() -> FlopCounterMode:
     return made
 
 
-def peak() -> float:
+def peak(device: str) -> float:
     """Operations a second of matrix products."""
-    one, other = torch.randn(2, SIZE, SIZE)
+    one, other = torch.randn(2, SIZE, SIZE, device=device)
     seconds = []
     for _ in range(TIMES):
         started = time.perf_counter()
-        torch.mm(one, other)
+        torch.mm(one, other)[0, 0].item()  # which waits for a GPU
         seconds.append(time.perf_counter() - started)
     return 2 * SIZE**3 / min(seconds)
 
@@ -61,21 +78,20 @@ def count(flags: Sequence[str]) -> dict[str, float]:
     Raises:
         InputError: If there is no such run.
     """
-    settings = parse_args(flags).settings.replace(fusion__epochs=1, classifier__epochs=1, run__device="cpu")
+    settings = parse_args(flags).settings
+    device = utils.choose_device(settings.run.device)
+    settings = settings.replace(fusion__epochs=1, classifier__epochs=1, run__device="cpu")
     corpus = load_corpus(settings)
     data = common.standardised(corpus)
     torch.manual_seed(0)
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier)
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
-        run = Run(Path(directory), tensorboard=False, checkpoint_every=2)
-        with counter() as first:
-            train_adversarial_fusion(network.fusion, data["train"], run, settings)
-        with counter() as second:
-            train_classifier(network, data, run, settings)
+        run = Counted(Path(directory), tensorboard=False, checkpoint_every=2)
+        train_adversarial_fusion(network.fusion, data["train"], run, settings)
+        train_classifier(network, data, run, settings)
     return {
-        "stage 1": first.get_total_flops(),
-        "stage 2": second.get_total_flops(),
-        "peak": peak(),
+        **run.operations,
+        "peak": peak(device),
         "utterances": sum(len(d.labels) for d in data["train"]),
     }
 
