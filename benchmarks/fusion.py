@@ -42,7 +42,7 @@ import torch
 from sklearn.model_selection import GroupKFold
 
 import utils
-from dataloader import Corpus, Dialogue, Standardiser, cross_validation
+from dataloader import Corpus, Dialogue, cross_validation, hold_out_validation
 from experiment import plots
 from experiment.flags import Parser, flag_type, parse_args
 from experiment.fused import fused_corpus
@@ -50,7 +50,14 @@ from experiment.fusion_quality import fusion_quality, retrieval
 from experiment.run import Run
 from experiment.run_directory import write_csv
 from experiment.settings import Settings
-from experiment.trained import best_weights, build_network, fusion_weights, load_weights, shape_of
+from experiment.trained import (
+    best_weights,
+    build_network,
+    fusion_weights,
+    load_standardiser,
+    load_weights,
+    shape_of,
+)
 from files import InputError
 from model import GANFFN, AdversarialFusion
 from train_IEMOCAP import run_seed, train_adversarial_fusion
@@ -74,10 +81,17 @@ def fuse(settings: Settings, corpus: Corpus) -> tuple[AdversarialFusion, pd.Data
 
 
 def quality(settings: Settings, corpus: Corpus) -> dict[str, float]:
-    """What no label is needed to see."""
+    """What no label is needed to see.
+
+    Raises:
+        InputError: If no utterance has all modalities.
+    """
+    corpus = hold_out_validation(corpus, settings.data.valid, settings.run.seed)
     fusion, curves = fuse(settings, corpus)
     data = common.standardised(corpus)
     found = fusion_quality(fusion, data["train"], data["test"], nonlinear=True)
+    if not found:
+        raise InputError(f"{corpus.name}: no utterance of a split has all modalities: no quality to see; name --parts")
     last = curves.tail(max(1, len(curves) // 3))
     figures = {
         "linear probe, %": found["modality_probe"],
@@ -107,9 +121,9 @@ def elsewhere(
 
 def kinds(settings: Settings, corpus: Corpus) -> dict[str, Corpus]:
     """The features as they are, and as a run that is trained on them exports them, of either stage."""
-    standardise = Standardiser.fit(corpus.split("train"))
     with tempfile.TemporaryDirectory() as temporary:
         network = trained(settings, corpus, Path(temporary))
+        standardise = load_standardiser(Path(temporary))
         tuned = fused_corpus(network, network.encoded, standardise, corpus)
         load_weights(network.fusion, fusion_weights(Path(temporary)))
         fused = fused_corpus(network, network.fusion.export, standardise, corpus)
@@ -145,7 +159,8 @@ def scored(settings: Settings, corpus: Corpus) -> Callable[[str | None], float]:
     """Train the method. Returns its weighted F1 on test when one modality is there, or all."""
     with tempfile.TemporaryDirectory() as temporary:
         network = trained(settings, corpus, Path(temporary))
-    test = common.standardised(corpus)["test"]
+        standardise = load_standardiser(Path(temporary))
+    test = [standardise(d) for d in corpus.split("test")]
     return lambda modality: common.weighted_f1(network, [only(d, modality) for d in test])
 
 

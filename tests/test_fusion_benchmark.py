@@ -7,6 +7,9 @@ import pandas as pd
 import pytest
 from small import small_corpus, write
 
+from dataloader import Standardiser, hold_out_validation
+from experiment.flags import parse_args
+
 QUICK = ["--GAN-epochs", "2", "--epochs", "1", "--fused-channels", "16", "--batch-size", "6"]
 
 
@@ -64,10 +67,31 @@ def test_what_a_network_is_given_of_one_modality_is_that_alone():
     assert np.isnan(left["acoustic"]).all() and np.isnan(left["visual"]).all()
 
 
+def test_features_are_standardised_as_the_run_has_learnt_to_read_them(tmp_path, monkeypatch):
+    """With a validation split that is by fewer dialogues than the corpus has for training."""
+    settings = parse_args(["--demo", *QUICK, "--valid", "0.5", "--no-pictures", "--no-tensorboard"]).settings
+    corpus, seen = small_corpus(train=4, test=1), []
+    monkeypatch.setattr(fusion.common, "weighted_f1", lambda network, dialogues: seen.extend(dialogues) or 0.0)
+    fusion.scored(settings.replace(run__device="cpu"), corpus)(None)
+    standardise = Standardiser.fit(hold_out_validation(corpus, 0.5, settings.run.seed).split("train"))
+    wanted = standardise(corpus.split("test")[0]).features
+    assert all(np.array_equal(seen[0].features[m], x) for m, x in wanted.items())
+
+
 def test_bad_input_is_a_line(tmp_path, capsys):
     path = write(small_corpus(train=4, test=2).select_modalities(["text"]), tmp_path / "one.pkl")
     assert fusion.main(["--features", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "nothing to fuse" in capsys.readouterr().err
+    corpus = small_corpus(train=4, test=2)
+    holes = {}
+    for i, d in corpus.dialogues.items():  # text of every other utterance, visual features of the others
+        gone = (np.arange(len(d)) % 2 == 0)[:, None]
+        text, visual = (np.where(x, np.float32("nan"), d.features[m]) for m, x in (("text", gone), ("visual", ~gone)))
+        holes[i] = replace(d, features={**d.features, "text": text, "visual": visual})
+    holes = replace(corpus, dialogues=holes)
+    run = ["--features", str(write(holes, tmp_path / "holes.pkl")), "--missing", "mask", "--device", "cpu"]
+    assert fusion.main([*run, "--parts", "quality", "--seeds", "0", "--out", str(tmp_path / "q"), "--", *QUICK]) == 2
+    assert "no utterance of a split has all modalities" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         fusion.main(["--features", str(path), "--parts", "nonsense"])
     assert "choose among quality, elsewhere, subset" in capsys.readouterr().err
