@@ -89,6 +89,12 @@ def prepare(settings: Settings) -> tuple[Settings, Corpus]:
         return settings, train_IEMOCAP.load_corpus(settings)
 
 
+def data_of(settings: Settings, corpus: Corpus) -> dict[str, str]:
+    """What decides which data these are, to be kept beside what was measured on them."""
+    read = {name: getattr(settings.data, name) for name in ("modalities", "missing", "text_layers", "target")}
+    return {"data": corpus.sha256, **{name: str(value) for name, value in read.items()}}
+
+
 def standardised(corpus: Corpus) -> dict[str, list[Dialogue]]:
     """Split to dialogues, standardised by those of the training split."""
     standardise = Standardiser.fit(corpus.split("train"))

@@ -293,8 +293,9 @@ def measure(settings: Settings, own: argparse.Namespace) -> None:
     if len(corpus.dims) < 2:
         raise InputError(f"{corpus.name}: one modality; there is nothing to fuse")
     folds = cross_validation(corpus, own.folds, own.folds_over) if own.folds else {"test": corpus}
-    lines, of = own.out / "runs.jsonl", {"data": corpus.sha256, "folds": own.folds, "flags": own.flags}
-    if any(line.get("of", of) != of for line in common.finished_runs(lines).values()):
+    lines, of = own.out / "runs.jsonl", {"folds": own.folds, "folds_over": own.folds_over, "flags": own.flags}
+    of |= common.data_of(settings, corpus)
+    if any(of[key] != x for line in common.finished_runs(lines).values() for key, x in line.get("of", {}).items()):
         raise InputError(f"{lines}: measured on other data, folds or flags; choose another --out")
 
     @cache
@@ -311,17 +312,19 @@ def measure(settings: Settings, own: argparse.Namespace) -> None:
         print(f"{row}: {chosen:g}", flush=True)
         return chosen
 
-    pieces: dict[str, Callable[[Settings, Corpus], dict[str, float]]] = {
-        "quality": quality,
-        "elsewhere": lambda of_run, part: elsewhere(of_run, part, own.networks, rate),
-        "subset": subset,
+    pieces: dict[str, Callable[[Settings, Corpus, list[str]], dict[str, float]]] = {
+        "quality": lambda of_run, part, left: quality(of_run, part),
+        "elsewhere": lambda of_run, part, left: elsewhere(of_run, part, left, rate),
+        "subset": lambda of_run, part, left: subset(of_run, part),
     }
     common.make_folder(own.out)
     for seed in own.seeds:
         for fold, part in folds.items():
             for name in own.parts:
-                if (f"{name} {fold}", seed) not in common.finished_runs(lines):
-                    figures = pieces[name](settings.replace(run__seed=seed), part)
+                known = common.finished_runs(lines).get((f"{name} {fold}", seed), {}).get("figures", {})
+                left = [each for each in own.networks if f"{each}, raw features" not in known]
+                if left if name == "elsewhere" else not known:
+                    figures = known | pieces[name](settings.replace(run__seed=seed), part, left)
                     row = {"row": f"{name} {fold}", "seed": seed, "of": of, "fold": fold, "figures": figures}
                     common.append(lines, row)
                     print(f"seed {seed}, {fold}, {name}: done", flush=True)

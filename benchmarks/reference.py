@@ -316,11 +316,12 @@ def run_reference(
         InputError: If another job is kept there.
         InterruptedRunError: If it was stopped.
     """
-    asked = {"data": corpus.sha256, "defects": sorted(defects), **asdict(bounds)}
+    asked = {**common.data_of(settings, corpus), "defects": sorted(defects), **asdict(bounds)}
+    asked |= {"device": settings.run.device, "clock": clock.__name__}
     with locked(directory):
         job, finished = directory / "job.json", directory / "result.json"
-        if job.exists() and read_json(job) != asked:
-            raise InputError(f"{job}: of other data, defects or bounds; choose another --out")
+        if job.exists() and any(asked[key] != x for key, x in read_json(job).items()):
+            raise InputError(f"{job}: of other data, defects, bounds, device or clock; choose another --out")
         if finished.exists():
             return Result(**read_json(finished))
         write_json(job, asked)

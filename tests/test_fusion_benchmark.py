@@ -60,6 +60,19 @@ def test_other_networks_and_one_modality_alone(tmp_path):
     assert len(alone) == 3 and {"whole, trained on all"} <= set(figures)
 
 
+def test_what_is_there_is_not_taken_for_other_networks_or_other_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fusion, "elsewhere", lambda run, part, names, rate: {f"{n}, raw features": 1.0 for n in names})
+    path = write(small_corpus(train=6, test=3), tmp_path / "small.pkl")
+    run = ["--features", str(path), "--device", "cpu", "--out", str(tmp_path / "out"), "--parts", "elsewhere"]
+    run += ["--seeds", "0", "--folds", "2"]
+    assert fusion.main([*run, "--networks", "gru"]) == fusion.main([*run, "--networks", "gru,lstm"]) == 0
+    table = pd.read_csv(tmp_path / "out" / "fusion.csv")
+    assert table["measure"].value_counts().to_dict() == {"gru, raw features": 2, "lstm, raw features": 2}
+    for other in (["--folds-over", "train"], ["--modalities", "text,visual"]):
+        assert fusion.main([*run, *other]) == 2
+        assert "other data, folds or flags" in capsys.readouterr().err
+
+
 def test_what_a_network_is_given_of_one_modality_is_that_alone():
     dialogue = small_corpus(train=1, test=1).split("train")[0]
     left = fusion.only(dialogue, "text").features

@@ -1,5 +1,7 @@
 """The reference's method as a benchmark: whom an update moves, what padding does, and what is extrapolated."""
 
+import json
+
 import numpy as np
 import pytest
 import reference
@@ -128,7 +130,14 @@ def test_both_are_run_on_the_same_corpus_and_shown(command, tmp_path, capsys):
     assert "1 of 150" in said and "1 of 160" in said and "cut short" in said
     assert command(*job) == 2  # without the defects
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "job.json: of other data, defects or bounds; choose another --out" in error
+    assert error.count("\n") == 1 and "job.json: of other data, defects, bounds, device or clock" in error
+    for other in ("--cpu-seconds", "--modalities=text,visual"):
+        assert command(*job, "--defects", "padding,min-max,test-loss", other) == 2
+        assert "device or clock; choose another --out" in capsys.readouterr().err
+    kept = tmp_path / "job" / "seed0" / "job.json"
+    asked = json.loads(kept.read_text())
+    kept.write_text(json.dumps({name: asked[name] for name in asked.keys() - {"clock", "device"}}))  # of an older one
+    assert command(*job, "--defects", "padding,min-max,test-loss") == 0
 
 
 @pytest.mark.parametrize("stage", ["adversarial", "classifier"])
