@@ -62,6 +62,9 @@ def test_what_it_comes_to_is_said_beside_the_target():
     said = scale.verdicts(rows(50, 60, 150))
     assert "1.10 times the fastest (1.15 wanted)" in said[0]
     assert "900 MiB more of data take 90 MiB more" in said[1] and "0.100 of that" in said[1]
+    assert (
+        len(scale.verdicts(rows(50, 60, 150).assign(dialogues=[200, 2_000, 20_000]))) == 2
+    )  # not a million utterances
 
 
 def test_a_picture_is_drawn(tmp_path):
