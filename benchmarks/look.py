@@ -23,6 +23,7 @@ from experiment import plots
 from experiment.flags import Parser
 from experiment.insight import gather
 from experiment.page import write_page
+from experiment.run_directory import read_config
 from experiment.tensorboard import finish
 
 
@@ -57,6 +58,7 @@ def opening(page: Path) -> float | None:
 @threadpool_limits.wrap(limits=1)  # as at the end of a run
 def measure(directory: Path) -> None:
     """Print the table."""
+    read_config(directory)  # else a page of nothing would be written into any folder
     seen, *gathering = timed(lambda: gather(directory))
     parts = {
         "gather, and what decided": gathering,

@@ -2,7 +2,9 @@
 
 import pytest
 from made_run import corpus_of, make_run
+from small import ran
 
+from benchmarks import look as benchmark
 from experiment import insight, look, page, plots
 from experiment.look import leave_a_look
 from experiment.settings import RunSettings
@@ -59,3 +61,8 @@ def test_a_run_stopped_in_stage_1_has_its_curves(run, capsys):
     leave_a_look(directory, RunSettings(), **known)
     assert {path.name for path in directory.glob("*.png")} == {"GAN_loss.png", "fusion_losses.png"}
     assert not (directory / "report.html").exists() and capsys.readouterr().err == ""
+
+
+def test_the_benchmark_writes_nothing_into_what_is_no_run(tmp_path, capsys):
+    status, _, said = ran(benchmark.main, [tmp_path / "none"], capsys)
+    assert status == 2 and said.count("\n") == 1 and not (tmp_path / "none").exists()
