@@ -8,7 +8,6 @@ Dialogues are made up, of the run's widths. The table is printed; every row says
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -22,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataloader import IGNORE_LABEL, Corpus, Dialogue, collate
 from experiment.export import export
+from experiment.flags import Parser, flag_type
 from experiment.prediction import Model, load
+from experiment.settings import Number
 from experiment.streaming import Stream
 from feature_files import write_container
 from files import InputError
@@ -60,7 +61,7 @@ def file_rows(model: Model, utterances: int) -> list[tuple[str, str]]:
         path = Path(folder) / "many.safetensors"
         write_container(corpus, path)
         took = seconds(lambda: model.predict(path))
-    return [(f"predict {utterances:,} utterances of a memory-mapped file", f"{took:.2f} s")]
+    return [(f"predict {len(dialogues) * LENGTH:,} utterances of a memory-mapped file", f"{took:.2f} s")]
 
 
 def stream_rows(model: Model, turns: int) -> list[tuple[str, str]]:
@@ -73,8 +74,8 @@ def stream_rows(model: Model, turns: int) -> list[tuple[str, str]]:
         started = time.perf_counter()
         answer = stream.answer(turn)
         times.append(time.perf_counter() - started)
-    part = max(1, min(1000, turns // 4))
-    first, last = (1e6 * np.percentile(x, [10, 50]) for x in (times[10 : 10 + part], times[-part:]))
+    part, warm = max(1, min(1000, turns // 4)), min(10, turns // 2)
+    first, last = (1e6 * np.percentile(x, [10, 50]) for x in (times[warm : warm + part], times[-part:]))
     rows = [
         (f"--stream, a turn, of {part:,} at the beginning", "{:,.0f} us; fastest tenth {:,.0f}".format(*first[::-1])),
         (
@@ -82,7 +83,7 @@ def stream_rows(model: Model, turns: int) -> list[tuple[str, str]]:
             "{:,.0f} us; fastest tenth {:,.0f}".format(*last[::-1]),
         ),
     ]
-    for n in sorted({100, min(1000, turns), turns}):
+    for n in sorted({min(100, turns), min(1000, turns), turns}):
         start = Dialogue(
             "long",
             {m: x[:n] for m, x in dialogue.features.items()},
@@ -138,10 +139,11 @@ def _pt2(path: Path, inputs: Sequence[torch.Tensor]) -> Callable[[], np.ndarray]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script. Returns the exit status: 0, 2 for bad input."""
-    parser = argparse.ArgumentParser(description="How fast a run is in use.")
+    parser = Parser(description="How fast a run is in use.")
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--utterances", type=int, default=10_000, help="of the file")
-    parser.add_argument("--turns", type=int, default=20_000, help="of the stream; 0 leaves it out")
+    many, any_number = (flag_type(Number(int, least, 100_000_000).parse) for least in (LENGTH, 0))
+    parser.add_argument("--utterances", type=many, default=10_000, metavar="N", help="of the file, in dialogues of 50")
+    parser.add_argument("--turns", type=any_number, default=20_000, metavar="N", help="of the stream; 0 leaves it out")
     parser.add_argument("--export", default="onnx,pt2", help="kinds of files; empty leaves them out")
     args = parser.parse_args(argv)
     try:

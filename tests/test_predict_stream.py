@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import ran
 
+from benchmarks import predict as benchmark
 from dataloader import MOST_SPEAKERS, Standardiser, collate
 from experiment.export import PortableNetwork
 from experiment.prediction import Member, Model
@@ -250,3 +252,16 @@ def test_speakers_beyond_those_told_apart_are_one_everywhere():
     with torch.no_grad():
         found = PortableNetwork(one).eval()(*rows, torch.ones_like(numbers, dtype=torch.bool), numbers)
     assert np.allclose(found[0], one.probabilities([many]), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 5, 60, 120])
+def test_the_benchmark_s_stream_may_be_short(count):
+    rows = dict(benchmark.stream_rows(model(), count))
+    assert f"the same by predicting all of {count:,} turns at each" in rows and len(rows) == 4 + (count > 100)
+    assert float(rows["the last turn's probabilities, stream and whole, differ by"]) < 1e-4
+
+
+@pytest.mark.parametrize("flag", ["--utterances=49", "--turns=-3", "--turns=x"])
+def test_a_wrong_number_of_the_benchmark_is_a_line(flag, capsys):
+    status, _, said = ran(benchmark.main, ["run", flag], capsys)
+    assert status == 2 and said.count("\n") == 1 and flag.split("=")[0] in said
