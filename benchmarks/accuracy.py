@@ -6,10 +6,10 @@
     python benchmarks/accuracy.py --features FILE --rows no-stage-1 -- --valid 0.1
 
 Every row is a set of flags of ``train_IEMOCAP.py`` (``gru`` is ``baselines.py``). Flags after ``--`` are
-shared by all rows. A row's difference is to the full method over the same seeds, with the p-value of a two-sided paired
-t-test, which says nothing of new speakers. Beside it are the difference over dialogues, the 95 % interval of a paired
-bootstrap over dialogues within sessions, and the sign in every session: a gain, or a loss, is one only where that
-interval excludes 0.
+shared by all rows, by ``gru`` those that it has. A row's difference is to the full method over the same seeds, with the
+p-value of a two-sided paired t-test, which says nothing of new speakers. Beside it are the difference over dialogues,
+the 95 % interval of a paired bootstrap over dialogues within sessions, and the sign in every session: a gain, or a
+loss, is one only where that interval excludes 0.
 
 The table, which shows what a row adds to the shared flags, is printed and written to ``accuracy.csv`` and
 ``accuracy.md`` in ``--out``. Every run that is finished leaves a line in ``runs.jsonl`` there and is not trained again;
@@ -23,10 +23,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import baselines
 import common
 import numpy as np
 import pandas as pd
@@ -80,9 +81,16 @@ def job(name: str, flags: str, seed: int, settings: Settings, own: argparse.Name
     directory = seed_directory(own, name, seed)
     if name == "gru":
         argv = [*common.data_flags(settings, own), "--networks", "gru", "--seeds", str(seed), "--out", str(directory)]
-        return Job("experiment.jobs", "command", (common.BASELINE, tuple(argv)), directory)
+        return Job("experiment.jobs", "command", (common.BASELINE, (*argv, *of_baseline(own.shared))), directory)
     argv = common.run_flags(settings, own, seed, directory, [*own.shared, *flags.split()])
     return Job("experiment.jobs", "command", (common.SCRIPT, tuple(argv)), directory)
+
+
+def of_baseline(flags: Sequence[str]) -> list[str]:
+    """Those of these flags that ``baselines.py`` has too; the others are of what it has not."""
+    starts, parser = [at for at, flag in enumerate(flags) if flag.startswith("--")], baselines.build_parser()
+    each = (flags[a:b] for a, b in pairwise([*starts, len(flags)]))
+    return [word for words in each if not parser.parse_known_args(words)[1] for word in words]
 
 
 def figures(name: str, seed: int, own: argparse.Namespace) -> tuple[float, float]:

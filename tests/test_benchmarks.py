@@ -105,6 +105,15 @@ def test_a_run_that_fails_stops_no_other_and_the_same_command_tries_it_again(tra
     assert pd.read_csv(tmp_path / "accuracy.csv")["seeds"].tolist() == [3, 3]
 
 
+def test_the_baseline_is_trained_with_the_flags_that_all_rows_share(tmp_path):
+    settings, own = accuracy.common.parse(accuracy.build_parser(), ["--demo", "--out", str(tmp_path)])
+    own.shared = ["--valid", "0.1", "--GAN-epochs", "3", "--no-tensorboard", "--l2=5", "--no-session-logit-adjustment"]
+    _, flags = accuracy.job("gru", "", 0, settings, own).arguments
+    assert flags[-4:] == ("--valid", "0.1", "--l2=5", "--no-session-logit-adjustment")
+    assert "--GAN-epochs" not in flags and "--no-tensorboard" not in flags
+    baselines.build_parser().parse_args(flags)
+
+
 def test_rows_are_trained_side_by_side_by_the_scripts_themselves(features, tmp_path, capfd):
     argv = ["--features", features, "--device", "cpu", "--seeds", "0", "--jobs", "2", "--out", tmp_path / "a"]
     argv += ["--rows", "no-graph", "--", "--epochs", "1", "--GAN-epochs", "1", "--no-tensorboard"]
