@@ -10,7 +10,7 @@ are trained by ``train_classifier`` of ``train_IEMOCAP.py`` itself, in the place
 averaged weights, session logit adjustment, loss, schedule and the epoch that is scored are the method's; and all are
 told who speaks. What nothing was written for is the peak learning rate: cross-validation within the training dialogues
 of the file chooses it once for each network, as the method's own was chosen; of logistic regression it chooses C.
-``--epochs`` is stage 2's 40; the method has 15 more in stage 1, which ``--epochs 55`` gives to the others too.
+``--epochs`` is stage 2's 30; the method has 30 more in stage 1, which ``--epochs 60`` gives to the others too.
 
 Prints a Markdown table: mean ± standard deviation over seeds of the mean over folds, the mean of each fold, seconds a
 seed. With ``--out``, ``baselines.csv`` there has a row a seed and fold, and ``baselines.md`` the table.
@@ -387,16 +387,18 @@ def run(settings: Settings, own: argparse.Namespace, rows: list[dict[str, float 
             tried = ", ".join(f"{r:g}: {f1:.2f}" for r, f1 in means.items())
             print(f"{name}: rate {rate:g} by cross-validation within the training split ({tried})", flush=True)
         for seed in own.seeds:
+            of_seed: list[dict[str, float | str]] = []  # which counts once all of its folds are there
             for fold, part in parts.items():
                 result = score(name, part, settings, seed, rate)
-                rows.append(
+                of_seed.append(
                     {
                         **{"network": name, "rate": rate, "seed": seed, "fold": fold},
                         **{"weighted_f1": result.weighted_f1, "seconds": result.seconds},
                         "parameters": result.parameters,
                     }
                 )
-            mean = np.mean([row["weighted_f1"] for row in rows[-len(parts) :]])
+            rows += of_seed
+            mean = np.mean([row["weighted_f1"] for row in of_seed])
             print(f"{name}, seed {seed}: weighted F1 {mean:.2f}", flush=True)
             if own.out:
                 write_csv(own.out / "baselines.csv", rows)

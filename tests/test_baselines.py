@@ -125,6 +125,20 @@ def test_the_table_has_every_held_out_fold_and_is_written(tmp_path, capsys):
     assert "2of2" in written and f"{fold:.2f}" in written
 
 
+def test_a_seed_that_was_stopped_between_its_folds_does_not_count(tmp_path, monkeypatch, capsys):
+    features, scores = write(small_corpus(), tmp_path / "f.pkl"), iter([60.0, 70.0, 80.0])
+
+    def score(*given):
+        if (f1 := next(scores, None)) is None:
+            raise KeyboardInterrupt
+        return baselines.Score(f1, 1.0, 7, np.zeros(0), np.zeros((0, 6)))
+
+    monkeypatch.setattr(baselines, "score", score)
+    argv = ["--features", str(features), "--networks", "gru", "--lr", "0.01", "--seeds", "0,1", "--folds", "2"]
+    assert baselines.main([*argv, "--device", "cpu"]) == 130
+    assert "| gru | lr 0.01 | 1 | 65.00 ± – | 60.00 | 70.00 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argv", [["--networks", "gru,what"], ["--lr", "0"], ["--lr", "nan"]])
 def test_what_cannot_be_is_refused_in_a_line(argv, capsys):
     with pytest.raises(SystemExit) as stop:
