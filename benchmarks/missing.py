@@ -118,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = common.ending(lambda: train_all(settings, own, drop, results))
     if results:
         print(f"The second model: --drop-modality {','.join(f'{m}:{share:g}' for m, share in drop.items())}\n")
-        print(table(pd.concat(results)))
+        rows = pd.concat(results)
+        compared = rows.groupby("seed").filter(lambda of_seed: set(of_seed["model"]) == set(MODELS))
+        print(table(rows if compared.empty else compared))
     return status
 
 
@@ -137,8 +139,8 @@ def train_all(settings: Settings, own: argparse.Namespace, drop: dict[str, float
             results.append(rows)
             whole = rows["weighted_f1"].iloc[0]
             print(f"Seed {seed}, {model}: {whole:.2f} with {own.shares[0]:.0%} missing", file=sys.stderr)
-        if own.csv:
-            write_csv(own.csv, pd.concat(results))
+            if own.csv:
+                write_csv(own.csv, pd.concat(results))
 
 
 if __name__ == "__main__":

@@ -386,6 +386,21 @@ def test_the_benchmark_prints_a_row_for_each_modality_and_share(files, tmp_path,
     assert len((tmp_path / "missing.csv").read_text().splitlines()) == 1 + 2 * 3 * 6
 
 
+def test_the_benchmark_compares_models_over_the_seeds_that_all_have(files, tmp_path, monkeypatch, capsys):
+    scores = iter([50.0, 51.0, 52.0, 90.0])  # seed 1 is stopped after its first model
+
+    def run(settings, corpus, shares):
+        if (f1 := next(scores, None)) is None:
+            raise KeyboardInterrupt
+        return [{"seed": settings.run.seed, "modality": "text", "missing": 0.0, "weighted_f1": f1}]
+
+    monkeypatch.setattr(missing, "run", run)
+    flags = ["--seeds", "0,1", "--shares", "0", "--csv", str(tmp_path / "missing.csv"), "--", "--device", "cpu"]
+    assert missing.main(["--features", str(files / "whole.pkl"), *flags]) == 130
+    assert "| text | 0% | 50.00 ± – | 51.00 ± – | 52.00 ± – |" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "missing.csv")["weighted_f1"].tolist() == [50.0, 51.0, 52.0, 90.0]
+
+
 def test_inspect_says_how_many_utterances_lack_a_modality(files):
     warnings = inspect(files / "holes.pkl")["warnings"]
     assert any(line.startswith("text: ") and line.endswith("utterances lack it in train") for line in warnings)
