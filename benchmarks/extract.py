@@ -11,7 +11,6 @@ table.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -29,6 +28,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import feature_files
+from experiment.flags import Parser, flag_type
+from experiment.settings import Number, parse_seeds
 from experiment.start import ending
 from extract import pipeline
 from extract.encoders import PRESETS, Settings, encoders
@@ -151,6 +152,8 @@ def text(features: Path) -> list[str]:
     encode, lowest, count = encoder.load(), 1.0, 0
     for d in corpus.dialogues.values():
         rows, theirs = encode([(said,) for said in d.sentences]), d.features["text"]
+        if theirs.shape != rows.shape:
+            raise InputError(f"{features}: text {theirs.shape[1]} wide, not {rows.shape[1]}: of another encoder")
         cosine = (rows * theirs).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(theirs, axis=1)
         lowest, count = min(lowest, float(cosine.min())), count + len(d)
     return ["| utterances | lowest cosine |", "|--:|--:|", f"| {count} | {lowest:.7f} |"]
@@ -175,6 +178,7 @@ def context(
     done, of = common.finished_runs(log), {"data": corpus.sha256, "folds": folds, "flags": list(flags)}
     if any(line.get("of", of) != of for line in done.values()):
         raise InputError(f"{log}: runs of other data, folds or flags; choose another --out")
+    common.begin(folder, of)
     utterances = [
         Utterance(d.id, name, speaker, said, label=int(label))
         for d in corpus.dialogues.values()
@@ -247,20 +251,27 @@ def context(
     return rows
 
 
+def contexts(text: str) -> list[int]:
+    """Numbers of turns, each once, with commas between."""
+    return list(dict.fromkeys(Number(int, 0, 1000).parse(part) for part in text.split(",")))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a measurement and print its table."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="What extraction costs, and what text context is worth.",
         epilog="context: flags of train_IEMOCAP.py may follow behind --",
     )
     parser.add_argument("what", choices=("speed", "memory", "text", "context"))
     parser.add_argument("--features", type=Path, help="a feature file with sentences")
-    parser.add_argument("--utterances", type=int, help="how many (default: 60 of speed, 200000 of memory)")
-    parser.add_argument("--width", type=int, default=3000, help="features of memory")
-    parser.add_argument("--turns", default="0,2,4", help="contexts to compare")
-    parser.add_argument("--seeds", default="0,1,2,3,4,5,6,7,8,9", help="one run each; '' for a linear probe alone")
+    whole = flag_type(Number(int, 1, 100_000_000).parse)
+    parser.add_argument("--utterances", type=whole, help="how many (default: 60 of speed, 200000 of memory)")
+    parser.add_argument("--width", type=whole, default=3000, help="features of memory")
+    parser.add_argument("--turns", type=flag_type(contexts), default="0,2,4", help="contexts to compare")
+    seeds = flag_type(lambda text: parse_seeds(text) if text else ())
+    parser.add_argument("--seeds", type=seeds, default="0,1,2,3,4,5,6,7,8,9", help="each a run; '': a linear probe")
     parser.add_argument("--folds", default="", help="of training, such as sessions")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--jobs", type=whole, default=1, help="runs at once")
     parser.add_argument("--out", type=Path, help="where runs are kept, so that the same command goes on")
     argv = list(sys.argv[1:] if argv is None else argv)
     own = argv.index("--") if "--" in argv else len(argv)  # behind it, flags of train_IEMOCAP.py
@@ -271,7 +282,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def measure() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = args.out or Path(temporary)
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--out {folder}: cannot be made ({error.strerror}); choose another") from None
             if args.what == "speed":
                 rows = speed(folder, args.utterances or 60)
             elif args.what == "memory":
@@ -279,8 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             elif args.what == "text":
                 rows = text(args.features)
             else:
-                turns, seeds = ([int(k) for k in value.split(",") if k] for value in (args.turns, args.seeds))
-                rows = context(args.features, folder, turns, seeds, args.folds, args.jobs, argv[own + 1 :])
+                flags = argv[own + 1 :]
+                rows = context(args.features, folder, args.turns, args.seeds, args.folds, args.jobs, flags)
         print("\n".join(rows))
 
     return ending(measure)

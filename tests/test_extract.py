@@ -40,6 +40,7 @@ from test_extract_readers import SRT
 import extract_features
 import feature_files
 import predict
+from benchmarks import extract as benchmark
 from dataloader import IGNORE_LABEL
 from extract import for_run, models, pipeline, recogniser
 from extract.cache import Cache
@@ -652,3 +653,17 @@ def test_speech_that_is_synthesised_has_the_pitch_of_its_voice_after_the_whole_w
     pitch = rows(out)[:, names.index("F0semitoneFrom27.5Hz_sma3nz_percentile50.0")]
     assert pitch[[1, 3]].min() > pitch[[0, 2]].max()
     assert pipeline.for_run is for_run and out.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["context", "--features", "f.pkl", "--seeds", "x"], "--seeds"),
+        (["context", "--features", "f.pkl", "--turns", "0,a"], "--turns"),
+        (["memory", "--utterances", "-3"], "--utterances"),
+        (["speed", "--out", __file__], "cannot be made"),
+    ],
+)
+def test_what_the_benchmark_cannot_do_is_a_line(argv, says, capsys):
+    status, _, said = ran(benchmark.main, argv, capsys)
+    assert status == 2 and said.count("\n") == 1 and says in said
