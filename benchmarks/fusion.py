@@ -46,7 +46,7 @@ from dataloader import Corpus, Dialogue, cross_validation, hold_out_validation
 from experiment import plots
 from experiment.flags import Parser, flag_type, parse_args
 from experiment.fused import fused_corpus
-from experiment.fusion_quality import fusion_quality, retrieval
+from experiment.fusion_quality import fusion_quality, retrieval, thinned
 from experiment.run import Run
 from experiment.run_directory import write_csv
 from experiment.settings import Settings
@@ -173,15 +173,22 @@ def only(dialogue: Dialogue, modality: str | None) -> Dialogue:
 def cca_retrieval(train: Sequence[Dialogue], held_out: Sequence[Dialogue], m: str, k: str) -> float:
     """How often linear CCA finds an utterance's other modality among those of its dialogue, in percent.
 
-    It reads what generators read. Ridge and components are chosen by cross-validation in the training dialogues.
+    It reads what generators read. Ridge and components are chosen by cross-validation in the training dialogues. As in
+    `fusion_quality`, it is asked for the utterances that have all modalities, among each other.
+
+    Raises:
+        InputError: If there are too few training dialogues to choose on.
     """
     x, y, dialogue = paired(train, m, k)
+    if len(np.unique(dialogue)) < 3:
+        raise InputError(f"--parts quality: fewer than three training dialogues with {m} and {k} to choose CCA on")
     folds = list(GroupKFold(3).split(x, groups=dialogue))
     tried = {
         ridge: np.mean([cca(x[a], y[a], x[b], y[b], dialogue[b], ridge) for a, b in folds], axis=0) for ridge in RIDGES
     }
     ridge = max(tried, key=lambda ridge: tried[ridge].max())
-    return cca(x, y, *paired(held_out, m, k), ridge)[tried[ridge].argmax()]
+    asked = paired(thinned(held_out), m, k, whole=True)
+    return cca(x, y, *asked, ridge)[tried[ridge].argmax()]
 
 
 def cca(
@@ -206,8 +213,13 @@ def cca(
     return [retrieval(*(each[:, :pairs] for each in variates), dialogue) for pairs in COMPONENTS]
 
 
-def paired(dialogues: Sequence[Dialogue], m: str, k: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both modalities' features, beside the same less their speaker's mean, and the dialogue of each utterance."""
+def paired(
+    dialogues: Sequence[Dialogue], m: str, k: str, whole: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both modalities' features, beside the same less their speaker's mean, and the dialogue of each utterance.
+
+    Of the utterances that have both, or where they shall be whole, all modalities.
+    """
     rows: dict[str, list[np.ndarray]] = {m: [], k: []}
     for d in dialogues:
         for modality, parts in rows.items():
@@ -215,7 +227,8 @@ def paired(dialogues: Sequence[Dialogue], m: str, k: str) -> tuple[np.ndarray, n
             parts.append(np.hstack([x, x - x.groupby(d.speaker_index).transform("mean")]))
     x, y = (np.concatenate(parts) for parts in rows.values())
     dialogue = np.repeat(np.arange(len(dialogues)), [len(d) for d in dialogues])
-    there = ~np.isnan(np.hstack([x, y])).any(1)
+    needed = dialogues[0].features if whole else (m, k)
+    there = ~np.concatenate([np.isnan(np.hstack([d.features[i] for i in needed])).any(1) for d in dialogues])
     return x[there], y[there], dialogue[there]
 
 

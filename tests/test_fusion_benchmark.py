@@ -9,6 +9,7 @@ from small import small_corpus, write
 
 from dataloader import Standardiser, hold_out_validation
 from experiment.flags import parse_args
+from files import InputError
 
 QUICK = ["--GAN-epochs", "2", "--epochs", "1", "--fused-channels", "16", "--batch-size", "6"]
 
@@ -30,6 +31,16 @@ def test_cca_finds_pairs_where_modalities_are_linearly_related_and_nowhere_else(
     data = fusion.common.standardised(related(small_corpus(train=12, test=6), noise))
     found = fusion.cca_retrieval(data["train"], data["test"], "text", "acoustic")
     assert least <= found <= most
+
+
+def test_cca_is_asked_for_the_utterances_that_the_fused_features_are_asked_for():
+    corpus = small_corpus(train=1, test=2)
+    for d in corpus.dialogues.values():
+        d.features["visual"][::2] = np.nan
+    held_out = corpus.split("test")
+    x, y, dialogue = fusion.paired(held_out, "text", "acoustic", whole=True)
+    assert len(x) == len(y) == len(dialogue) == sum(len(d) // 2 for d in held_out)
+    assert len(fusion.paired(held_out, "text", "acoustic")[0]) == sum(map(len, held_out))
 
 
 def test_the_table_has_every_measure_and_goes_on_where_it_was_stopped(tmp_path, capsys):
@@ -105,6 +116,9 @@ def test_bad_input_is_a_line(tmp_path, capsys):
     run = ["--features", str(write(holes, tmp_path / "holes.pkl")), "--missing", "mask", "--device", "cpu"]
     assert fusion.main([*run, "--parts", "quality", "--seeds", "0", "--out", str(tmp_path / "q"), "--", *QUICK]) == 2
     assert "no utterance of a split has all modalities" in capsys.readouterr().err
+    data = fusion.common.standardised(small_corpus(train=2, test=2))
+    with pytest.raises(InputError, match="fewer than three training dialogues"):
+        fusion.cca_retrieval(data["train"], data["test"], "text", "acoustic")
     with pytest.raises(SystemExit):
         fusion.main(["--features", str(path), "--parts", "nonsense"])
     assert "choose among quality, elsewhere, subset" in capsys.readouterr().err
