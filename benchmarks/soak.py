@@ -31,6 +31,7 @@ import train_IEMOCAP
 from experiment.flags import flag_type
 from experiment.settings import Number
 from feature_files import write_nine_tuple
+from files import TrainingError
 from synthetic import synthetic_corpus
 
 FLAGS = ["--GAN-epochs", "3", "--epochs", "3", "--valid", "0.2", "--device", "cpu"]
@@ -135,7 +136,7 @@ def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print
     started = time.perf_counter()
     child = in_child(lambda: counting_renames(lambda: train(features, whole), count_to=count))
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-        raise RuntimeError("the run that nobody kills failed")
+        raise TrainingError("the run that nobody kills failed")
     took, renames, expected = time.perf_counter() - started, int(count.read_text()), bits(whole)
     say(f"The whole run takes {took:.1f} s and renames {renames} files.")
     draw, identical = random.Random(seed), 0
@@ -170,13 +171,13 @@ def soak(folder: Path, kills: int, seed: int, say: Callable[[str], None] = print
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script. Returns the exit status: 0 if every run ended alike, else 1."""
+    """Run the script. Returns the exit status: 0 if every run ended alike, 1 if not, 130 if interrupted."""
     parser = common.make_parser(__doc__.splitlines()[0], ["--seed"])
     whole = flag_type(Number(int, 1, 1_000_000).parse)
     parser.add_argument("--kills", type=whole, metavar="N", default=100, help="how many runs to kill")
     settings, own = common.parse(parser, argv, needs_data=False)
     with tempfile.TemporaryDirectory() as folder:
-        return 0 if soak(Path(folder), own.kills, settings.run.seed) == own.kills else 1
+        return common.ending(lambda: int(soak(Path(folder), own.kills, settings.run.seed) != own.kills))
 
 
 if __name__ == "__main__":

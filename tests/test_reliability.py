@@ -24,6 +24,7 @@ from small import ran
 
 import train_IEMOCAP
 import utils
+from benchmarks import soak as benchmark
 from benchmarks.soak import bits, soak
 from experiment import evaluation, insight, plan, plots, tensorboard
 from experiment.run import Run
@@ -511,3 +512,13 @@ def test_names_in_a_file_stay_in_the_run_and_do_nothing_in_a_spreadsheet(corpus,
     text = table.select_dtypes(exclude="number").astype(str)
     assert not text.map(lambda cell: cell.startswith(("=", "+", "-", "@", "\t", "\r"))).any(axis=None)
     assert pd.api.types.is_float_dtype(table["p_0"] if "p_0" in table else table.iloc[:, -1])
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (TrainingError("it failed"), 1)])
+def test_the_benchmark_that_is_stopped_or_cannot_go_on_says_so_in_a_line(error, status, monkeypatch, capsys):
+    def stopped(*given):
+        raise error
+
+    monkeypatch.setattr(benchmark, "soak", stopped)
+    ended, _, said = ran(benchmark.main, ["--kills", "1"], capsys)
+    assert ended == status and said.count("\n") == 1
