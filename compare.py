@@ -20,6 +20,7 @@ import pandas as pd
 from dataloader import IGNORE_LABEL
 from experiment.comparison import (
     DRAWS,
+    GROUP_DRAWS,
     LEVEL,
     Gain,
     Predictions,
@@ -63,9 +64,8 @@ def summary(tables: Mapping[str, pd.DataFrame], runs: Sequence[Predictions], dra
     by_group = groups[:GROUPS].to_string(index=False, float_format="{:.2f}".format, na_rep="–")
     if len(groups) > GROUPS:
         by_group += f"\n… {len(groups) - GROUPS} more rows: --out DIR writes all"
-    return "\n".join(
-        [*lines, "", f"low, high: {LEVEL} % interval of weighted F1 over the group's dialogues.", by_group]
-    )
+    drawn = f"{min(draws, GROUP_DRAWS):,} draws of the group's dialogues"
+    return "\n".join([*lines, "", f"low, high: {LEVEL} % interval of weighted F1 by {drawn}.", by_group])
 
 
 def write(tables: Mapping[str, pd.DataFrame], folder: Path, inputs: Sequence[Path] = ()) -> None:

@@ -157,7 +157,7 @@ def test_the_script_prints_and_writes(tmp_path, capsys):
     text = (tmp_path / "out" / "comparison.tex").read_text()
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 3 and "|" not in text
     groups = pd.read_csv(tmp_path / "out" / "groups.csv")
-    assert set(groups["by"]) == {"session", "speaker"} and "95 % interval of weighted F1 over the group" in said
+    assert set(groups["by"]) == {"session", "speaker"} and "95 % interval of weighted F1 by 500 draws" in said
     assert ((groups["low"] <= groups["weighted F1"]) & (groups["weighted F1"] <= groups["high"])).all()
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
     assert (scores["low"] <= scores["value"]).all() and (scores["value"] <= scores["high"]).all()

@@ -18,7 +18,7 @@ from dataloader import collate
 from experiment.export import PortableNetwork, export
 from files import InputError
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "predict.md"
 DIALOGUES = [*CORPUS.split("test")[:2], replace(holes(CORPUS.split("train")[0]), id="holes")]
 
 
@@ -78,7 +78,7 @@ def test_onnxruntime_and_torch_export_say_what_we_say(tmp_path, monkeypatch, cap
         assert np.allclose(found[mask], want, atol=1e-5)
         with torch.no_grad():
             assert np.allclose(program(*given).numpy()[mask], want, atol=1e-5)
-    lines = re.search(r"```python\n(import json.*?)```", README.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    lines = re.search(r"```python\n(import json.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL).group(1)
     monkeypatch.chdir(tmp_path)
     exec(lines, {})
     assert all(name in one.label_names for name in ast.literal_eval(capsys.readouterr().out.splitlines()[-1]))
