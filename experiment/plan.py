@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,7 +201,7 @@ def out_of_fold(
     Args:
         settings: Of the run; ``run.calibrate`` says how many folds.
         corpus: With the run's splits.
-        directory: Of the run, for the folds' while they train.
+        directory: Of the run, for the folds' until its report is written: a kill finds them whole.
         train: Trains one run.
 
     Returns:
@@ -223,8 +222,6 @@ def out_of_fold(
         if not parallel.follows():
             test = read_predictions(folder / fold)
             found.append((test["label"].to_numpy(), test.filter(regex="^p_").to_numpy()))
-    if not parallel.follows():
-        shutil.rmtree(folder)
     return found
 
 

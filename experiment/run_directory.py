@@ -270,9 +270,10 @@ def states(directory: Path) -> list[Path]:
 
 
 def drop_states(directory: Path) -> None:
-    """Delete what a finished run no longer needs: states are five times its weights, twice."""
+    """Delete what a finished run no longer needs: calibration's folds, and states, five times its weights, twice."""
+    shutil.rmtree(directory / "calibration", ignore_errors=True)  # the run is whole all the same
     for path in states(directory):
-        with suppress(OSError):  # the run is whole all the same
+        with suppress(OSError):
             path.unlink()
 
 

@@ -207,6 +207,18 @@ def test_checkpoints_come_every_so_many_epochs_and_two_are_kept_until_the_report
     ]
 
 
+def test_a_run_killed_after_its_calibration_has_the_folds_whole(features, tmp_path, command, monkeypatch):
+    """Killed while they were deleted, it found a fold without its predictions and could not go on."""
+    with monkeypatch.context() as patch:
+        out_of_fold = train_IEMOCAP.out_of_fold
+        patch.setattr(train_IEMOCAP, "out_of_fold", lambda *a: (out_of_fold(*a), raising(KeyboardInterrupt)()))
+        argv = ["--features", features, "--out", tmp_path / "run", "--calibrate", "2", "--no-tensorboard", *QUICK]
+        assert command(*argv)[0] == 130
+    monkeypatch.setattr(train_IEMOCAP, "train_adversarial_fusion", raising(TrainingError("a fold is trained again")))
+    assert command("--resume", tmp_path / "run") == (0, "")
+    assert not (tmp_path / "run" / "calibration").exists()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "missing"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(stopped, finished, command, damage):
     directory = stopped(raising(TrainingError("stop")))
