@@ -93,7 +93,7 @@ def build_parser() -> Parser:
     )
     own.add_argument(
         "--storage",
-        type=flag_type(s.Text(r"[a-z0-9+]+://[^\x00]+", "the URL of a database").parse),
+        type=flag_type(url),
         metavar="URL",
         help="a database, such as postgresql://user@host/name (default: a journal file in the directory)",
     )
@@ -107,6 +107,20 @@ def build_parser() -> Parser:
     own.add_argument("--no-prune", action="store_true", help="finish every trial, though others were better halfway")
     add_jobs(own, "trials")  # of a cluster, too, --jobs says how many
     return parser
+
+
+def url(text: str) -> str:
+    """The URL of a database, which is not shown where it is none: a password may be in it.
+
+    Raises:
+        ValueError: If it is none, or its password has an ``@``, behind which the rest of it would pass for the host.
+    """
+    if text.partition("?")[0].count("@") > 1:
+        raise ValueError("write the @ of a password as %40")
+    try:
+        return s.Text(r"[a-z0-9+]+://[^\x00]+").check(text)
+    except ValueError:
+        raise ValueError("this is not the URL of a database, such as postgresql://user@host/name") from None
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Sweep:

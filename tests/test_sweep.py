@@ -219,6 +219,8 @@ def test_a_space_that_cannot_be_is_refused_in_a_line(content, said, features, tm
         "--causal --window-future 3": "--causal has no future window",
         "--valid 0.2 --folds 3": "--valid and --folds exclude each other",
         "--storage nonsense": "is not the URL of a database",
+        "--storage Postgresql://me:secret@127.0.0.1:9/x": "--storage: this is not the URL of a database",
+        "--storage postgresql://me:my@secret@127.0.0.1:9/x": "--storage: write the @ of a password as %40",
         "--storage nonsense://x": "--storage nonsense://x: cannot be used",
         "--storage postgresql://me:secret@127.0.0.1:9/x": "--storage postgresql://me:***@127.0.0.1:9/x: cannot be used",
         "--storage postgresql://127.0.0.1:9/x?password=secret": "?password=%2A%2A%2A: cannot be used",
