@@ -45,6 +45,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", message=".*is not divisible by `step`.*", category=UserWarning)
+# As by epochs since the checkpoint that a killed trial goes on from, and by several of more than a thousand.
+warnings.filterwarnings("ignore", message=".*is already reported.*", category=UserWarning)
 
 Train = Callable[[Settings, Corpus, Path], Mapping[str, Any]]
 

@@ -290,6 +290,16 @@ def test_the_journals_lock_of_a_killed_worker_is_taken_over(tmp_path, monkeypatc
     assert not other.is_alive()
 
 
+def test_epochs_that_a_killed_trial_repeats_are_no_warning():
+    twice = (
+        "from experiment.search import optuna; one = optuna.create_study().ask(); one.report(1, 0); one.report(1, 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", twice], cwd=Path(sweep.__file__).parent, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
 def test_a_choice_that_cannot_be_fails_its_trial_alone(features, tmp_path, command):
     (tmp_path / "space.json").write_text(json.dumps({"use-trained-GAN": [str(tmp_path / "a"), str(tmp_path / "b")]}))
     argv = [tmp_path / "space.json", "--features", features, *QUICK, "--folds", "2", "--trials", "2"]
