@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -142,13 +143,13 @@ def locked(directory: Path) -> Iterator[None]:
         return
     try:
         lock_file = directory / LOCK
-        if os.path.lexists(lock_file) and (
-            lock_file.is_symlink() or not lock_file.is_file() or lock_file.stat().st_size
-        ):
+        if os.path.lexists(lock_file) and not is_lock(lock_file):
             raise InputError(f"{lock_file}: none of a run; choose another --out")
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / LOCK, blocking=False)
-        lock.acquire()
+        lock = FileLock(directory / LOCK, timeout=0.1)  # without flock, the first try does away with a dead one
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="flock not supported")
+            lock.acquire()
     except Timeout:
         raise InputError(f"{directory}: another process is at work there; wait, or choose another directory") from None
     except OSError as error:
@@ -161,6 +162,13 @@ def locked(directory: Path) -> Iterator[None]:
         with suppress(OSError):
             (directory / LOCK).unlink(missing_ok=True)  # before the release, or it might be that of the next process
         lock.release()
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is a lock: empty or, of a file system without locks, with the process that has it."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > 1000:
+        return False
+    return re.fullmatch(rb"(\d+\n\S+\n(\d+\n)?)?", path.read_bytes()) is not None
 
 
 def sweep(directory: Path) -> None:

@@ -327,6 +327,29 @@ def test_a_second_process_is_refused_and_a_dead_one_keeps_no_lock(features, tmp_
     assert command("--features", features, "--out", directory, *QUICK) == (0, "")
 
 
+def test_without_flock_a_living_process_is_heeded_and_a_dead_one_keeps_no_lock(tmp_path):
+    """As on Lustre without it, where the lock of a killed run was taken for something of the user's."""
+    script = """
+import errno, fcntl, os, pathlib, sys
+def flock(*_): raise OSError(errno.ENOSYS, "Function not implemented")
+fcntl.flock = flock
+from experiment.run_directory import locked
+def again():
+    with locked(pathlib.Path(sys.argv[1])): print("taken")
+with locked(pathlib.Path(sys.argv[1])):
+    try: again()
+    except ValueError as error: print(error)
+if not os.fork():
+    locked(pathlib.Path(sys.argv[1])).__enter__(), os._exit(0)
+os.wait()
+again()
+"""
+    argv = [sys.executable, "-c", script, str(tmp_path / "run")]
+    done = subprocess.run(argv, cwd=Path(train_IEMOCAP.__file__).parent, capture_output=True, text=True)
+    said = f"{tmp_path / 'run'}: another process is at work there; wait, or choose another directory"
+    assert (done.stdout.splitlines(), done.stderr) == ([said, "taken"], "")
+
+
 def test_overwrite_spares_what_the_new_run_needs(finished, features, command):
     before = bits(finished)
     again = ["--features", features, "--out", finished, "--overwrite", *QUICK]
