@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,6 +16,7 @@ from tqdm import tqdm
 import files
 from files import complain, printable
 
+tqdm.set_lock(threading.RLock())  # its own has a semaphore, of which Python complains once the process is killed
 EVERY = 30.0  # seconds between two lines where there is no terminal
 NOTHING_HELD_OUT = (
     "\nNothing held out is watched while it trains: the curves are of the training dialogues themselves. --valid 0.1 "

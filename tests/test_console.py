@@ -124,3 +124,16 @@ def test_cores_are_shared_where_there_are_fewer_than_threads_and_other_busy_proc
     for cores, shared in ((1, True), (1_000_000, False)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         assert start.cores_are_shared() == shared
+
+
+def test_of_a_killed_process_of_jobs_nothing_complains():
+    """Python's own tracker of resources outlives it, and wrote two lines of the semaphore that tqdm had made."""
+    script = """
+import multiprocessing, os
+multiprocessing.set_start_method("spawn")  # as where joblib has started the process
+from experiment.console import Progress
+Progress("", 0, 1)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=SCRIPT.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-9, "")
