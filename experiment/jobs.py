@@ -365,7 +365,8 @@ def do(
     if Path(stop).exists():
         return {"interrupted": "the beginning"}
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the file tells
+        for each in run.stops():  # the file tells; to die of what a scheduler sends to all would take other runs along
+            signal.signal(each, signal.SIG_IGN)
     if parent:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     run.stop_file = Path(stop)

@@ -122,6 +122,20 @@ def test_a_job_that_fails_or_is_killed_stops_no_other(features, in_turn, tmp_pat
     assert list(scores(out)) == ["0", "2"]
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_job_does_not_die_of_what_a_scheduler_sends_to_all_processes(name, tmp_path, monkeypatch):
+    """Outside training it did, as of SIGTERM: the pool then ended the others at once, without a checkpoint."""
+    monkeypatch.setattr(jobs.run, "stop_file", None)
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in signals}
+    try:
+        asked = ("signal", "getsignal", (signal.Signals[name],))
+        assert jobs.do(*asked, tmp_path / "log.txt", tmp_path / "stop", None, tmp_path) == signal.SIG_IGN
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 @pytest.mark.parametrize(
     "flags, said",
     {
