@@ -210,7 +210,13 @@ def pool(jobs: int, cluster: str | None) -> Iterator[Start]:
         with dask_client(cluster) as client, joblib.parallel_config(dask_backend(client)):
             yield lambda *arguments: checked(start(*arguments), cluster)
         return
+    from joblib.externals.loky.backend import resource_tracker
     from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    if hasattr(signal, "SIGHUP"):  # the tracker is deaf to the others already; without it joblib ends in tracebacks
+        heeded = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, heeded)
 
     def here(*arguments: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         try:

@@ -136,6 +136,21 @@ def test_a_job_does_not_die_of_what_a_scheduler_sends_to_all_processes(name, tmp
             signal.signal(each, handler)
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="Linux only")
+def test_a_terminal_that_is_closed_does_not_end_joblibs_tracker():
+    """joblib then wrote a traceback of each thing that it had told it of."""
+    show = """
+from experiment import jobs
+from joblib.externals.loky.backend.resource_tracker import _resource_tracker
+with jobs.pool(2, None):
+    print(open(f"/proc/{_resource_tracker._pid}/status").read())
+"""
+    argv = [sys.executable, "-c", show]
+    done = subprocess.run(argv, cwd=Path(jobs.__file__).parent.parent, capture_output=True, text=True, check=True)
+    (blocked,) = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SigBlk:")]
+    assert int(blocked, 16) >> signal.SIGHUP - 1 & 1
+
+
 @pytest.mark.parametrize(
     "flags, said",
     {
