@@ -79,7 +79,7 @@ def do_all(jobs: Mapping[str, Job], at_once: int, cluster: str | None, directory
         LostProcessError: If the cluster is lost.
     """
     results: dict[str, dict[str, Any]] = {}
-    with stop_file(directory) as stop, reading_along(jobs), pool(at_once, cluster) as start:
+    with stop_file(directory, stays=bool(cluster)) as stop, reading_along(jobs), pool(at_once, cluster) as start:
         while left := {name: job for name, job in jobs.items() if name not in results}:
             try:
                 for name, result in start(left, stop, at_once):
@@ -112,12 +112,17 @@ def spoken(result: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def stop_file(directory: Path) -> Iterator[Path]:
+def stop_file(directory: Path, *, stays: bool) -> Iterator[Path]:
     """A name for a file that tells jobs to stop once it is there, as it is after Ctrl-C; a second one is at once.
 
-    One that a killed process leaves is cleaned up with other leftovers.
+    One that is left is cleaned up with what killed processes leave.
+
+    Args:
+        directory: Where it is.
+        stays: Whether it is left where this process ends before its jobs do, as those on other machines then go on.
     """
     path = directory / f".stop.{os.getpid()}.tmp"
+    path.unlink(missing_ok=True)  # of an earlier process of this number
 
     def ask(number: int, frame: Any) -> None:
         if path.exists():
@@ -125,12 +130,17 @@ def stop_file(directory: Path) -> Iterator[Path]:
         path.touch()
 
     before = {s: signal.signal(s, ask) for s in run.stops()}
+    left = False
     try:
         yield path
+    except (KeyboardInterrupt, LostProcessError):
+        left = stays
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.touch() if left else path.unlink(missing_ok=True)
 
 
 @contextmanager

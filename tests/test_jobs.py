@@ -181,6 +181,16 @@ def test_more_jobs_than_runs_are_as_many_as_there_are(features, tmp_path, monkey
     assert asked == [2] and "--jobs 7: there are 2 runs, so 2 at a time" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, jobs.LostProcessError])
+def test_jobs_of_a_cluster_are_told_to_stop_by_a_process_that_ends_before_them(ends, tmp_path):
+    """One that was reading its data trained on to the end, and --resume found another process at work."""
+    with pytest.raises(ends), jobs.stop_file(tmp_path, stays=True) as stop:
+        raise ends
+    assert stop.exists()
+    with jobs.stop_file(tmp_path, stays=True) as again:
+        assert again == stop and not stop.exists()  # of another process of the same number
+
+
 def test_without_dask_the_line_says_how_to_install_it(features, tmp_path, command, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     argv = ["--features", features, *QUICK, "--out", tmp_path / "run", "--seeds", "0,1", "--cluster", "tcp://x:1"]
