@@ -127,7 +127,10 @@ def stop_file(directory: Path, *, stays: bool) -> Iterator[Path]:
     def ask(number: int, frame: Any) -> None:
         if path.exists():
             raise KeyboardInterrupt
-        path.touch()
+        try:
+            path.touch()
+        except OSError:  # of a full disk, or a folder that can no longer be written
+            raise KeyboardInterrupt from None
 
     before = {s: signal.signal(s, ask) for s in run.stops()}
     left = False

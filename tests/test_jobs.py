@@ -1,5 +1,6 @@
 """Several runs at a time: the bits of one after the other, and no failure, kill or stop that takes others along."""
 
+import errno
 import json
 import os
 import signal
@@ -189,6 +190,15 @@ def test_jobs_of_a_cluster_are_told_to_stop_by_a_process_that_ends_before_them(e
     assert stop.exists()
     with jobs.stop_file(tmp_path, stays=True) as again:
         assert again == stop and not stop.exists()  # of another process of the same number
+
+
+def test_ctrl_c_where_no_file_can_be_made_stops_at_once(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(KeyboardInterrupt), jobs.stop_file(tmp_path, stays=False):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_without_dask_the_line_says_how_to_install_it(features, tmp_path, command, monkeypatch):
