@@ -202,6 +202,10 @@ def pool(jobs: int, cluster: str | None) -> Iterator[Start]:
 
     def start(left: Mapping[str, Job], stop: Path, at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
         parent = None if cluster else os.getpid()
+        try:
+            at = str(Path.cwd())
+        except OSError:
+            raise InputError("the folder that this was started in is gone; start it in another") from None
         calls = (
             joblib.delayed(eval)(
                 DO,
@@ -210,7 +214,7 @@ def pool(jobs: int, cluster: str | None) -> Iterator[Start]:
                     "name": name,
                     "job": (
                         *(job.module, job.function, job.arguments, str(job.directory / LOG)),
-                        *(str(stop), parent, str(Path.cwd())),
+                        *(str(stop), parent, at),
                     ),
                 },
             )
@@ -330,6 +334,8 @@ def checked(results: Iterator[Any], address: str) -> Iterator[tuple[str, dict[st
             if not isinstance(result, tuple):
                 raise ConnectionError("no result")
             yield result
+    except InputError:
+        raise
     except Exception as error:  # whatever distributed raises of a lost connection, or of a job that kills its workers
         reason = printable(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
         raise LostProcessError(f"--cluster {address}: lost ({reason})") from None

@@ -127,6 +127,7 @@ def test_a_job_that_fails_or_is_killed_stops_no_other(features, in_turn, tmp_pat
 def test_a_job_does_not_die_of_what_a_scheduler_sends_to_all_processes(name, tmp_path, monkeypatch):
     """Outside training it did, as of SIGTERM: the pool then ended the others at once, without a checkpoint."""
     monkeypatch.setattr(jobs.run, "stop_file", None)
+    monkeypatch.chdir(tmp_path)  # as a job does, and back
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     before = {each: signal.signal(each, signal.SIG_DFL) for each in signals}
     try:
@@ -199,6 +200,15 @@ def test_ctrl_c_where_no_file_can_be_made_stops_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "touch", full)
     with pytest.raises(KeyboardInterrupt), jobs.stop_file(tmp_path, stays=False):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_several_runs_in_a_folder_that_is_gone_end_in_a_line(tmp_path, monkeypatch):
+    """joblib loses the error of a job that cannot be made, and they were begun again without end."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(jobs.InputError, match="is gone"), jobs.pool(2, None) as start:
+        list(start({"seed0": jobs.Job("os", "getpid", (), tmp_path)}, tmp_path / "stop", 2))
 
 
 def test_without_dask_the_line_says_how_to_install_it(features, tmp_path, command, monkeypatch):
