@@ -44,9 +44,9 @@ TURNS = 120  # turns at most of the dialogue that is drawn
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style, for figures made and saved inside."""
+    """The style, for figures made and saved inside, whatever style the process has otherwise."""
     cycle = cycler(color=COLOURS) + cycler(marker=[SHAPES[marker(i)] for i in range(len(COLOURS))])
-    with plt.style.context([STYLE, {"axes.prop_cycle": cycle}]), warnings.catch_warnings():
+    with plt.style.context(["default", STYLE, {"axes.prop_cycle": cycle}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Gg]lyph")  # a writing that the font lacks is drawn as boxes
         yield
 

@@ -107,6 +107,22 @@ def test_epochs_are_whole_numbers_and_legends_are_off_the_data(tmp_path):
         plots.plt.close(figure)
 
 
+def test_the_style_is_ours_whatever_the_process_has():
+    """Optuna's pictures leave theirs behind, and a reader may have a matplotlibrc."""
+
+    def pixels():
+        with plots.style():
+            figure = plots.per_class_f1(["happy", "sad"], [50, 60], [40, 50], [60, 70], "an interval")
+            figure.canvas.draw()
+            found = np.asarray(figure.canvas.buffer_rgba()).copy()
+            plots.plt.close(figure)
+            return found
+
+    expected = pixels()
+    with plots.plt.style.context(["ggplot", {"font.size": 14}]):
+        assert np.array_equal(pixels(), expected)
+
+
 def test_points_on_the_edge_of_the_reliability_diagram_are_drawn_whole():
     with plots.style():
         figure = plots.reliability_diagram(np.zeros(9, int), np.tile([0.7, 0.3], (9, 1)))
