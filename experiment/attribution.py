@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dataloader import Batch, Dialogue, batches
 from experiment.evaluation import BATCH_SIZE
-from model import GANFFN, RelationalConvolution, dialogue_edges, padded
+from model import GANFFN, dialogue_edges, padded
 
 EDGES_AT_ONCE = 20_000
 
@@ -103,10 +103,14 @@ def edge_changes(network: GANFFN, x: Tensor, mask: Tensor, speakers: Tensor, ans
     classifier = network.classifier
     edge_index, edge_type = dialogue_edges(mask, speakers, *classifier.window, classifier.num_speakers)
     nodes, known = x[mask], speakers[mask].clamp(max=classifier.num_speakers - 1)
-    states, heard = [nodes], []
+    source, target = edge_index
+    groups, group = torch.unique(target * 2 * classifier.num_speakers**2 + edge_type, return_inverse=True)
+    count = torch.bincount(group, minlength=len(groups)).to(x).unsqueeze(1)
+    states, heard, totals = [nodes], [], []
     for convolution, norm in zip(classifier.convolutions, classifier.norms, strict=True):
         said = convolution(states[-1], edge_index, edge_type, known)
         heard.append(said - states[-1] @ convolution.root - convolution.bias)
+        totals.append(nodes.new_zeros(len(groups), nodes.shape[1]).index_add_(0, group, states[-1][source]))
         states.append(states[-1] + F.gelu(norm(said)))
     views = [nodes, states[-1]]
     if classifier.attention is not None:
@@ -114,32 +118,29 @@ def edge_changes(network: GANFFN, x: Tensor, mask: Tensor, speakers: Tensor, ans
     whole = classifier.classify(torch.cat(views, -1)).softmax(-1)
     changes = []
     for chosen in torch.arange(edge_index.shape[1], device=x.device).split(EDGES_AT_ONCE):
-        target = edge_index[1, chosen]
-        own = nodes[target]
+        at, g = target[chosen], group[chosen]
+        own = nodes[at]
         for k, (convolution, norm) in enumerate(zip(classifier.convolutions, classifier.norms, strict=True)):
-            rest = heard[k][target] + _change_without(convolution, states[k], edge_index, edge_type, chosen)
+            less = _without_one(totals[k][g], count[g], states[k][source[chosen]])
+            rest = heard[k][at] + _by_relation(less, edge_type[chosen], convolution.weight)
             own = own + F.gelu(norm(rest + own @ convolution.root + convolution.bias))
-        p = classifier.classify(torch.cat([nodes[target], own, *(view[target] for view in views[2:])], -1)).softmax(-1)
-        rows = torch.arange(len(target), device=x.device)
-        changes.append(p[rows, answer[target]] - whole[target, answer[target]])
+        p = classifier.classify(torch.cat([nodes[at], own, *(view[at] for view in views[2:])], -1)).softmax(-1)
+        rows = torch.arange(len(at), device=x.device)
+        changes.append(p[rows, answer[at]] - whole[at, answer[at]])
     return edge_index, torch.cat(changes) if changes else x.new_zeros(0)
 
 
-def _change_without(
-    convolution: RelationalConvolution, x: Tensor, edge_index: Tensor, edge_type: Tensor, chosen: Tensor
-) -> Tensor:
-    """How much else the targets of the chosen edges hear from their neighbours, each without its edge, ``[E', d]``."""
-    source, target = edge_index
-    groups, group = torch.unique(target * convolution.num_relations + edge_type, return_inverse=True)
-    count = torch.bincount(group, minlength=len(groups)).to(x).unsqueeze(1)
-    total = x.new_zeros(len(groups), x.shape[1]).index_add_(0, group, x[source])
-    g = group[chosen]
-    rest = (total[g] - x[source[chosen]]) / (count[g] - 1).clamp(min=1)
-    change = rest.masked_fill(count[g] < 2, 0) - total[g] / count[g]
-    result = x.new_zeros(len(chosen), convolution.weight.shape[2])
-    for r in edge_type[chosen].unique().tolist():
-        rows = edge_type[chosen] == r
-        result[rows] = change[rows] @ convolution.weight[r]
+def _without_one(total: Tensor, count: Tensor, one: Tensor) -> Tensor:
+    """By how much a mean changes without one of its terms; that of no term is 0."""
+    return ((total - one) / (count - 1).clamp(min=1)).masked_fill(count < 2, 0) - total / count
+
+
+def _by_relation(x: Tensor, relation: Tensor, weight: Tensor) -> Tensor:
+    """Each row times the matrix of its relation."""
+    result = x.new_zeros(len(x), weight.shape[2])
+    for r in relation.unique().tolist():
+        rows = relation == r
+        result[rows] = x[rows] @ weight[r]
     return result
 
 

@@ -293,9 +293,11 @@ def _places(seen: Insight, dialogues: Sequence[Dialogue]) -> np.ndarray:
     return np.array([begins[i] + place for i, place in pairs])
 
 
-def _add_sentences(seen: Insight, dialogues: Sequence[Dialogue]) -> None:
-    every = [s for d in dialogues for s in d.sentences]
-    seen.table["sentence"] = [every[k] for k in _places(seen, dialogues)]
+def _add_sentences(seen: Insight, dialogues: Sequence[Dialogue]) -> np.ndarray:
+    """Write the transcripts into the table. Returns `_places`."""
+    every, places = [s for d in dialogues for s in d.sentences], _places(seen, dialogues)
+    seen.table["sentence"] = [every[k] for k in places]
+    return places
 
 
 def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue] | None, maps: bool) -> None:
@@ -308,10 +310,9 @@ def _look_into_network(seen: Insight, network: Any, dialogues: Sequence[Dialogue
         if not found:
             return
         network, dialogues = found
-    rows, count = seen.attempt("what decided", lambda: _places(seen, dialogues)), sum(map(len, dialogues))
+    rows, count = seen.attempt("what decided", lambda: _add_sentences(seen, dialogues)), sum(map(len, dialogues))
     if rows is None:
         return
-    _add_sentences(seen, dialogues)
     from experiment.attribution import attribute
     from experiment.fused import extract_fused
 
