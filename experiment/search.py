@@ -107,10 +107,7 @@ def open_study(sweep: Sweep, corpus: Corpus) -> optuna.Study:
 def storage_of(sweep: Sweep) -> optuna.storages.BaseStorage:
     """The journal in the directory, or the database."""
     if not sweep.storage:
-        path = Path(sweep.out) / JOURNAL
-        lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
-        mend(path, lock)
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock))
+        return optuna.storages.JournalStorage(Journal(str(Path(sweep.out) / JOURNAL)))
     url = make_url(sweep.storage)
     options = {}
     if url.get_backend_name() == "postgresql":
@@ -119,17 +116,25 @@ def storage_of(sweep: Sweep) -> optuna.storages.BaseStorage:
     return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
 
 
-def mend(path: Path, lock: Any) -> None:
-    """Take a line off the end of a journal that a worker was killed in the midst of: the next would be glued to it."""
-    if not path.is_file():
-        return
-    lock.acquire()
-    try:
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
-    finally:
-        lock.release()
+class Journal(optuna.storages.journal.JournalFileBackend):
+    """Optuna's journal, whose lock and last line may be those of a worker that was killed."""
+
+    def __init__(self, path: str):
+        # Its other lock is a link whose age is that of what it names: of a relative name, that of nothing, for ever.
+        super().__init__(path, optuna.storages.journal.JournalFileOpenLock(path))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Add lines, after taking off one that a worker was killed in the midst of: the first would be glued to it."""
+        self._lock.acquire()
+        try:
+            with Path(self._file_path).open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 1))
+                if stream.read() not in (b"", b"\n"):
+                    stream.seek(0)
+                    os.truncate(self._file_path, stream.read().rfind(b"\n") + 1)
+        finally:
+            self._lock.release()
+        super().append_logs(logs)
 
 
 def hidden(storage: str | None) -> str | None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -265,6 +266,28 @@ def test_a_damaged_journal_is_mended_or_said_in_a_line(finished, space, features
         assert (status, error) == (0, "") and table(out)["lr"].tolist() == table(finished)["lr"].tolist()
     else:
         assert status == 1 and error.count("\n") == 1 and "journal.log: cannot be used" in error
+
+
+def test_a_worker_killed_amid_a_line_of_the_journal_leaves_it_whole_for_those_at_work(tmp_path):
+    journal = search.Journal(str(tmp_path / "journal.log"))
+    journal.append_logs([{"number": 1}])
+    with (tmp_path / "journal.log").open("a") as stream:
+        stream.write('{"number": ')
+    journal.append_logs([{"number": 2}, {"number": 3}])
+    assert [line["number"] for line in journal.read_logs(0)] == [1, 2, 3]
+
+
+def test_the_journals_lock_of_a_killed_worker_is_taken_over(tmp_path, monkeypatch):
+    """In a directory with a relative name, too, where it was waited for without end."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    lock = search.Journal("runs/journal.log")._lock
+    lock.acquire()
+    lock.grace_period = 0.1
+    other = threading.Thread(target=lock.acquire, daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
 
 
 def test_epochs_that_a_killed_trial_repeats_are_no_warning():
