@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -170,6 +172,23 @@ def test_two_workers_share_a_journal(space, features, tmp_path, command, monkeyp
     assert trials["trial"].tolist() == list(range(6)) and set(trials["state"]) <= {"complete", "pruned"}
     told = [line for line in said.splitlines() if ": trial " in line]
     assert len(told) == 6 and {line.split(":")[0] for line in told} == {"worker0", "worker1"}
+
+
+def test_a_trial_that_another_worker_finishes_meanwhile_is_not_taken_up(tmp_path, monkeypatch):
+    """Between the look at the trials and the lock on one of them."""
+    sweep = SimpleNamespace(out=tmp_path, trials=1)
+    study = search.optuna.create_study()
+    other, lock = study.ask(), search.locked
+
+    def finished_first(directory):
+        study.tell(other, 30.0)
+        return lock(directory)
+
+    monkeypatch.setattr(search, "locked", finished_first)
+    with ExitStack() as held:
+        assert search.next_trial(study, sweep, held) is None
+    with lock(search.directory_of(sweep, other.number)):
+        pass
 
 
 def test_a_cluster_takes_a_sweep(finished, space, features, tmp_path, command, monkeypatch):
