@@ -7,6 +7,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 
+# Tests kill processes, never the machine: what is written is there without waiting for the disk.
+os.fsync = lambda _: None
+
 
 @pytest.fixture
 def save(tmp_path):
