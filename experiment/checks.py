@@ -195,7 +195,7 @@ def check_training(runs: Sequence[PlannedRun]) -> None:
 
     Raises:
         InputError: If there is no memory for the network, or validation, folds to calibrate on, labels, a modality or
-            an earlier run's stage 1 cannot be.
+            an earlier run's stage 1 cannot be, or one modality leaves a flag nothing to do.
     """
     settings, corpus = runs[0].settings, runs[0].corpus
     check_memory(settings, shape_of(corpus))
@@ -227,6 +227,9 @@ def check_training(runs: Sequence[PlannedRun]) -> None:
     for name in settings.augmentation.drop_modality or ():
         if name not in corpus.dims:
             raise InputError(f"{corpus.name}: --drop-modality: no {name} features; there are {', '.join(corpus.dims)}")
+    for name in ("classifier.unimodal_loss", "augmentation.drop_modality"):
+        if len(corpus.dims) == 1 and flat(settings)[name]:  # it would do nothing
+            raise InputError(f"{corpus.name}: {flag_of(name)} is for several modalities, here is one; leave it out")
 
 
 def check_part(settings: Settings, part: Corpus, flag: str = "") -> None:

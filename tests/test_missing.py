@@ -417,3 +417,12 @@ def test_a_run_whose_held_out_utterances_all_lack_a_modality_is_reported(corpus,
     assert train_IEMOCAP.main([*flags, *QUICK]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["test"]["weighted_f1"] >= 0 and "fusion" not in report
+
+
+@pytest.mark.parametrize("flag", ["--unimodal-loss 0.5", "--drop-modality text:0.2"])
+def test_a_flag_for_several_modalities_is_refused_with_one(files, tmp_path, capsys, flag):
+    argv = ["--features", str(files / "whole.pkl"), "--modalities", "text", *flag.split()]
+    assert train_IEMOCAP.main([*argv, "--out", str(tmp_path / "run"), *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert f"whole.pkl: {flag.split()[0]} is for several modalities" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
