@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TextIO
@@ -26,6 +26,7 @@ from model import GANFFN, FusedFeatureGenerator, LinearGenerator, SpeakerLayer
 LONGEST_LINE = 2**19  # bytes; 25,000 numbers of 20 digits
 LONGEST_NAME = 500  # characters of a dialogue's or a speaker's name
 MOST_OPEN = 10_000  # dialogues
+MOST_CLOSED = 10_000  # dialogues whose late turns are refused; all of them would fill a service's memory
 MOST_NAMED = 1_000  # speakers of a dialogue
 
 
@@ -187,7 +188,7 @@ class Stream:
                 )
         self.model, self.missing = model, missing
         self.dialogues: dict[str, OpenDialogue] = {}
-        self.closed: set[str] = set()
+        self.closed: OrderedDict[str, None] = OrderedDict()  # the last of them
 
     def answer(self, turn: Any) -> dict[str, Any]:
         """What the model says of a turn, by what was said before it in its dialogue.
@@ -214,7 +215,9 @@ class Stream:
         if close:
             if name not in self.dialogues:
                 raise RefusedTurnError(f"dialogue: {name!r:.80} is not open; close what has had a turn")
-            self.closed.add(name)
+            self.closed[name] = None
+            if len(self.closed) > MOST_CLOSED:
+                self.closed.popitem(last=False)
             return {"dialogue": name, "turn": self.dialogues.pop(name).turns, "closed": True}
         speaker = self._name(turn, "speaker")
         if not isinstance(turn.get("sentence", ""), str | None):

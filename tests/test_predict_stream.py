@@ -265,3 +265,11 @@ def test_the_benchmark_s_stream_may_be_short(count):
 def test_a_wrong_number_of_the_benchmark_is_a_line(flag, capsys):
     status, _, said = ran(benchmark.main, ["run", flag], capsys)
     assert status == 2 and said.count("\n") == 1 and flag.split("=")[0] in said
+
+
+def test_a_service_forgets_the_names_it_closed_long_ago(monkeypatch, capsys):
+    monkeypatch.setattr("experiment.streaming.MOST_CLOSED", 2)
+    closed = [x for d in ("one", "two", "three") for x in (line(dialogue=d), line(dialogue=d, close=True))]
+    status, answers = run([*closed, line(dialogue="one"), line(dialogue="two")])
+    assert status == 2 and [a["dialogue"] for a in answers if not a.get("closed")] == ["one", "two", "three", "one"]
+    assert "line 8: dialogue: 'two' was closed" in capsys.readouterr().err
