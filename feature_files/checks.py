@@ -94,6 +94,7 @@ class Checks:
         text_layers: ``mean``, ``concat``, or the number of one layer from 1, where there are several layers of text.
         missing: ``refuse`` or ``mask``: whether an utterance may lack a modality, and shall then have a row of NaN.
         needs: Splits that must have a dialogue.
+        unlabelled: Whether an utterance may be without a label, as in a file of ours it always may.
         lenient: Leave out what is wrong and note it in `faults`, rather than raise; to look at a broken file.
         given_names: The classes as the user names them; None for those the layout is known to have.
     """
@@ -106,7 +107,7 @@ class Checks:
     faults: list[str] = field(default_factory=list)
     given_names: Sequence[str] | None = None
     needs: Sequence[str] = ("train", "test")
-    unlabelled: bool = field(default=False, init=False)  # whether the layout knows utterances without a label
+    unlabelled: bool = False
 
     def __post_init__(self) -> None:
         self.room = max(UNFOLDED, 16 * self.size)
@@ -137,7 +138,7 @@ class Checks:
         Raises:
             InputError: One line with file, field, dialogue and cure, for the first thing that is wrong.
         """
-        self.unlabelled = parts.layout == "gan-ffn"
+        self.unlabelled |= parts.layout == "gan-ffn"
         labels = self.table("labels", parts.labels)
         if sum(map(length_of, labels.values())) > self.size + 1000:
             raise self.error("labels", "more utterances than a file of this size can hold", "get the file again")
@@ -333,7 +334,7 @@ class Checks:
             return self.sound_names("label_names", known) if known else self.label_names(labels, features)
         names = tuple(self.given_names)
         used = max(int(row.max()) for row in labels.values()) + 1
-        if len(names) != used and len(names) != len(known or self.label_names(labels, features)):
+        if used > 0 and len(names) != used and len(names) != len(known or self.label_names(labels, features)):
             raise self.error("--label-names", f"{len(names)} names for {used} classes", "give one name a class")
         return self.sound_names("--label-names", names)
 
@@ -352,7 +353,7 @@ class Checks:
 
     def label_names(self, labels: Mapping[str, np.ndarray], features: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the classes: those of the set the dialogue ids show, else ``class 0`` and on."""
-        used = {int(k) for row in labels.values() for k in np.unique(row)}
+        used = {int(k) for row in labels.values() for k in np.unique(row) if k != IGNORE_LABEL} or {0}
         if all(session_of(i) for i in labels):
             # The six-class set without one excited or frustrated utterance in a thousand would be a miracle.
             graphsmile = [features[m][1] if m in features else 0 for m in MODALITIES] == [1024, 512, 100]

@@ -51,6 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (one, two):
         command.add_argument("--text-layers", default="mean", help="mean (default), concat, or a layer's number from 1")
         command.add_argument("--target", default="emotion", help="emotion (default) or sentiment")
+        command.add_argument(
+            "--keep-unlabelled",
+            action="store_true",
+            help="take utterances without a label too (None, NaN, below 0, or a file that has none), for predict.py",
+        )
     for command in (look, one, two):
         command.add_argument("--missing", default="refuse", help="refuse (default) or mask what a modality lacks")
     for command, name in ((look, "FILE"), (one, "IN")):
@@ -106,13 +111,17 @@ def _download(args: argparse.Namespace, ready: Callable[[], None]) -> str:
 
 
 def _convert(args: argparse.Namespace, ready: Callable[[], None]) -> str:
+    from functools import partial
+
     from feature_files import join, read, write_container, write_nine_tuple
+    from feature_files.unlabelled import read_whole
 
     ready()
     choices = {"text_layers": args.text_layers, "target": args.target, "missing": args.missing}
     files = [args.file] if args.command == "convert" else [args.text_file, args.av_file]
     _spare(files, args.out)
-    corpora = [read(file, **choices, label_names=getattr(args, "label_names", None)) for file in files]
+    reader = read_whole if args.keep_unlabelled else partial(read, needs=())  # predict.py needs no split
+    corpora = [reader(file, **choices, label_names=getattr(args, "label_names", None)) for file in files]
     corpus = corpora[0] if len(corpora) == 1 else join(*corpora, str(args.out))
     if args.out.suffix.lower() in (".pkl", ".pickle", ".p"):
         write_nine_tuple(corpus, args.out)

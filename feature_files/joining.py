@@ -52,7 +52,8 @@ def join(text: Corpus, other: Corpus, name: str) -> Corpus:
         dialogues[i] = replace(dialogue, features=features | {"text": dialogue.features["text"]})
     if used != total:
         raise InputError(f"{text.name}: {total - used} utterances of {other.name} are not in it; join files that match")
-    halves = [({*c.splits["train"], *c.splits.get("valid", ())}, {*c.splits["test"]}) for c in (text, other)]
+    parts = (("train", "valid"), ("test",))
+    halves = [[{i for split in part for i in c.splits.get(split, ())} for part in parts] for c in (text, other)]
     if halves[0] != halves[1]:
         raise InputError(f"{text.name}: train and test: not those of {other.name}; join files of the same splits")
     splits = text.splits if "valid" in text.splits else other.splits

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataloader import IGNORE_LABEL, Corpus
 from feature_files.checks import MELD_LABELS, MELD_SENTIMENTS, NUMBER, Checks, Parts, id_of, items_of
-from feature_files.reading import _names_beside, identify
+from feature_files.reading import _names_beside, checked, identify
 from feature_files.sources import Source
 
 
@@ -69,6 +69,27 @@ def read_unlabelled(
     rows = {i: np.full_like(row, IGNORE_LABEL) if problem else row for i, row in labels.items()}
     dialogues = {i: replace(d, labels=row) for (i, d), row in zip(corpus.dialogues.items(), rows.values(), strict=True)}
     return replace(corpus, dialogues=dialogues), problem
+
+
+def read_whole(path: str | Path, target: str = "emotion", missing: str = "refuse", **choices: Any) -> Corpus:
+    """A feature file of any known layout with all of its dialogues, and `IGNORE_LABEL` where there is no label.
+
+    Args:
+        path: The file or folder.
+        target: As `feature_files.read` takes it.
+        missing: As `feature_files.read` takes it.
+        choices: ``text_layers`` and ``label_names``, as `feature_files.read` takes them.
+
+    Raises:
+        InputError: If the file is of no known layout, or contradicts itself.
+    """
+    source = Source(Path(path))
+    parts = identify(source, missing, unlabelled=True)
+    if parts.sentiment is not None:
+        parts = replace(parts, sentiment=_labels(replace(parts, labels=parts.sentiment)))
+    splits = {name: ids for name, ids in parts.splits.items() if ids is not None}
+    parts = replace(parts, labels=_labels(parts), splits=splits)
+    return checked(source, parts, target=target, missing=missing, **choices, needs=(), unlabelled=True)
 
 
 def _labels(parts: Parts) -> dict[str, np.ndarray]:

@@ -12,8 +12,9 @@ from small import SHORT, ran, small_corpus, train
 import feature_files
 import train_IEMOCAP
 import utils
-from dataloader import IGNORE_LABEL, collate, cross_validation, hold_out_validation, label_counts
+from dataloader import IEMOCAP_LABELS, IGNORE_LABEL, collate, cross_validation, hold_out_validation, label_counts
 from experiment.evaluation import prediction_table
+from feature_files.unlabelled import read_unlabelled
 from files import InputError
 from model import emotion_loss
 from synthetic import synthetic_corpus
@@ -138,3 +139,42 @@ def test_the_nine_tuple_has_no_place_for_them(corpus, tmp_path, capsys):
     argv = ["--features", path, *SHORT, "--out", tmp_path / "run", "--export-fused", tmp_path / "fused.pkl"]
     assert ran(train_IEMOCAP.main, argv, capsys)[0] == 2
     assert not {"a.pkl", "fused.pkl", "run"} & {p.name for p in tmp_path.iterdir()}
+
+
+# Files for predict.py -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["no train", "no splits", "labels None", "some None", "no labels"])
+def test_a_file_to_predict_on_is_converted_and_joined(save, tmp_path, how):
+    nine = make_nine()
+    nine[7] = []
+    if how != "no train":
+        nine[8] = []
+    if how == "labels None":
+        nine[2] = {i: [None] * len(row) for i, row in nine[2].items()}
+    elif how == "some None":
+        next(iter(nine[2].values()))[0] = None
+    elif how == "no labels":
+        nine[2] = {}
+    flags, kept = (["--keep-unlabelled"] if "labels" in how or "None" in how else []), save(tuple(nine), "a.pkl")
+    for command in (["convert", kept], ["join", kept, kept]):
+        out = tmp_path / f"{command[0]}.safetensors"
+        assert feature_files.main([*map(str, command), str(out), *flags]) == 0
+        one, two = (read_unlabelled(path, IEMOCAP_LABELS) for path in (kept, out))
+        assert one[1] is two[1] is None and one[0].splits == two[0].splits and one[0].dialogues.keys() == nine[3].keys()
+        for i, d in one[0].dialogues.items():
+            same = two[0].dialogues[i]
+            assert d.labels.tolist() == same.labels.tolist()
+            assert all(np.array_equal(x, same.features[m]) for m, x in d.features.items())
+    with pytest.raises(InputError, match="train: no dialogues; list the dialogues to train on"):
+        feature_files.read(out)
+
+
+def test_a_label_that_is_none_is_a_fault_unless_told_otherwise(save, tmp_path, capsys):
+    nine = make_nine(classes=2)
+    next(iter(nine[2].values()))[0] = None
+    command = ["convert", str(save(tuple(nine))), str(tmp_path / "a.safetensors"), "--label-names", "calm,cross"]
+    assert feature_files.main(command) == 2 and "is no whole number" in capsys.readouterr().err
+    assert feature_files.main([*command, "--keep-unlabelled"]) == 0
+    again = feature_files.read(tmp_path / "a.safetensors")
+    assert again.label_names == ("calm", "cross") and next(iter(again.dialogues.values())).labels[0] == IGNORE_LABEL
