@@ -16,7 +16,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 import utils
-from dataloader import IGNORE_LABEL, Dialogue, session_of
+from dataloader import IGNORE_LABEL, MODALITIES, Dialogue, session_of
 from experiment import predictions
 from experiment.comparison import draws, interval
 from experiment.run_directory import read_json
@@ -367,8 +367,9 @@ def fused_map(fused: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequen
     there = np.isfinite(points).all(1)
     points = points[there]
     emotion = np.tile(labels[chosen], len(fused))[there]
-    modality = np.repeat(np.arange(len(fused)), len(chosen))[there]
-    groups = {"emotion": (emotion, tuple(names)), "modality": (modality, tuple(fused))}
+    kinds = MODALITIES if set(fused) <= set(MODALITIES) else tuple(fused)  # so that each has its own colour
+    modality = np.repeat([kinds.index(m) for m in fused], len(chosen))[there]
+    groups = {"emotion": (emotion, tuple(names)), "modality": (modality, kinds)}
     return Map(plane(points), groups, f"{about} t-SNE of {len(chosen)} of {len(labels)} test utterances.")
 
 

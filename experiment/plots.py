@@ -16,7 +16,7 @@ from cycler import cycler
 
 from experiment import calibration
 from experiment.insight import Insight, Map, resample
-from experiment.palette import COLOURS, colour, marker, plain
+from experiment.palette import COLOURS, colour, marker, number, plain
 from files import replacing
 from utils import deviation, interval
 
@@ -81,9 +81,11 @@ def _legend(axis: plt.Axes, **where: Any) -> None:
 
 def _by_epoch(axis: plt.Axes, rows: pd.DataFrame, columns: Mapping[str, str]) -> None:
     """Lines by epoch, whole numbers across, few enough markers to be told apart."""
-    for column, name in columns.items():
-        if column in rows:
-            axis.plot(rows.index, rows[column], label=name_of(name), markevery=max(1, len(rows) // 10))
+    every = max(1, len(rows) // 10)
+    for place, (column, name) in enumerate((c, n) for c, n in columns.items() if c in rows):
+        i = number(name, place)
+        look = {"color": colour(i), "marker": SHAPES[marker(i)], "markevery": every}
+        axis.plot(rows.index, rows[column], label=name_of(name), **look)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(rows) == 1:
         axis.set_xlim(rows.index[0] - 1, rows.index[0] + 1)
@@ -206,8 +208,8 @@ def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray) -> plt.Fi
 
 
 def feature_map(one: Map, title: str) -> plt.Figure:
-    """A map, one panel for each kind of groups that has more than one name."""
-    kinds = [kind for kind, (_, names) in one.groups.items() if kind == "emotion" or len(names) > 1]
+    """A map, one panel for each kind of groups of which there are several."""
+    kinds = [kind for kind, (group, _) in one.groups.items() if kind == "emotion" or len(np.unique(group)) > 1]
     figure, axes = plt.subplots(1, len(kinds), figsize=(PAGE if len(kinds) > 1 else COLUMN + 1, 3.4), squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
         group, names = one.groups[kind]

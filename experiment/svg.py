@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from experiment.palette import MARKERS, colour, marker, plain
+from experiment.palette import MARKERS, colour, marker, number, plain
 
 SHAPES = {
     "circle": '<circle r="3"/>',
@@ -140,7 +140,8 @@ def curves(
     if upright:
         axes.parts.append(f'<path class="level" d="M{axes.across(upright[0]):.1f} {TOP}V{axes.size[1] - BOTTOM}"/>')
     legend = []
-    for i, (name, points) in enumerate(drawn.items()):
+    for place, (name, points) in enumerate(drawn.items()):
+        i = number(name, place)
         path = "L".join(f"{_number(axes.across(x))} {_number(axes.up(y))}" for x, y in points)
         axes.parts.append(f'<path class="curve" stroke="{colour(i)}" d="M{path}"/>')
         for x, y in points[:: max(1, len(points) // 12)]:

@@ -5,10 +5,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 from made_run import corpus_of, make_run
+from matplotlib.colors import to_hex
 from PIL import Image
 
-from experiment import plots
-from experiment.insight import Map, gather
+from experiment import plots, svg
+from experiment.insight import Map, fused_map, gather
 from experiment.palette import COLOURS, MARKERS, colour, marker, plain
 
 # Linear RGB as a reader with deuteranopia or protanopia sees it (Machado et al. 2009, severity 1).
@@ -150,3 +151,28 @@ def test_seeds_have_error_bars_and_a_spread(tmp_path):
 
 def test_a_plain_name_is_one_short_line():
     assert plain("a\u202eb\nc") == "a b c" and len(plain("x" * 99)) == 40
+
+
+def test_a_modality_looks_the_same_whatever_others_a_run_has():
+    points = {m: np.random.default_rng(0).random((5, 2)) for m in ("text", "visual", "acoustic")}
+    history = [{"epoch": e} | {f"{m}_{k}_loss": 1.0 for k in "GD" for m in points} for e in (1, 2)]
+
+    def looks(*modalities):
+        """Colour and marker of each in the picture, and the legends of a page's curves and map."""
+        kept = [{c: x for c, x in row.items() if c.split("_")[0] in (*modalities, "epoch")} for row in history]
+        with plots.style():
+            figure = plots.adversarial_losses(kept, (0.7, 1.4))
+            lines = {x.get_label(): (to_hex(x.get_color()), x.get_marker()) for x in figure.axes[0].lines}
+            plots.plt.close(figure)
+        one = fused_map({m: points[m] for m in modalities}, np.zeros(5, int), ("happy",), "made up")
+        page = svg.curves({m: [(1, 1.0)] for m in modalities}, ("epoch", "loss"), "losses")
+        legend = page.split('class="legend">')[1]
+        return lines, legend, svg.scatter(one.points, *one.groups["modality"], "map").split('class="legend">')[1]
+
+    lines, *legends = looks("text", "visual", "acoustic")
+    for some in (("acoustic",), ("text", "acoustic"), ("visual", "acoustic")):
+        theirs, *shown = looks(*some)
+        assert all(theirs[m] == lines[m] for m in some)
+        for whole, part in zip(legends, shown, strict=True):
+            assert set(part.removesuffix("</ul>").split("</li>")) <= set(whole.removesuffix("</ul>").split("</li>"))
+            assert part.count("<li>") == len(some)
