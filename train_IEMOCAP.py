@@ -64,6 +64,7 @@ from experiment.trained import (
     fusion_weights,
     load_weights,
     shape_of,
+    source_of_stage_1,
     standardisation,
     standardiser_file,
 )
@@ -87,7 +88,7 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
     """GAN-FFN, for one seed. Returns what ``report.json`` holds."""
     corpus = hold_out_validation(corpus, settings.data.valid, settings.run.seed)
     write_config(directory, settings, corpus)
-    standardise = standardisation(settings, corpus)
+    standardise = standardisation(settings, corpus, directory)
     data = {split: [standardise(d) for d in corpus.split(split)] for split in corpus.splits}
     torch.manual_seed(stream(settings.run.seed, "weights"))
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier).to(settings.run.device)
@@ -135,7 +136,8 @@ def train_adversarial_fusion(
         say("One modality: there is nothing to fuse, so stage 1 is skipped.")
         return
     if settings.fusion.trained_run:
-        load_weights(fusion, fusion_weights(Path(settings.fusion.trained_run)))
+        if not run.reached("adversarial"):  # then they are restored below
+            load_weights(fusion, fusion_weights(source_of_stage_1(settings.fusion, run.directory)))
         epochs = settings.fusion.more_epochs
     torch.manual_seed(stream(settings.run.seed, "stage 1"))
     shuffle = torch.Generator().manual_seed(stream(settings.run.seed, "order in stage 1"))

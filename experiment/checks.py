@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from experiment.flags import Command, flag_of
 from experiment.plan import PlannedRun, calibration_folds
 from experiment.run_directory import check_replaceable, marked, read_config, run_of
 from experiment.settings import FREE_ON_RESUME, Settings, flat, from_json
-from experiment.trained import build_network, fusion_weights, load_standardiser, load_weights, shape_of
+from experiment.trained import (
+    build_network,
+    fusion_weights,
+    load_standardiser,
+    load_weights,
+    shape_of,
+    source_of_stage_1,
+)
 from files import InputError
 
 
@@ -182,9 +190,27 @@ def check_before_writing(command: Command, runs: Sequence[PlannedRun]) -> None:
             if Path(command.out).resolve() in (path, *path.parents):
                 raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
     check_jobs(min(command.jobs, len(runs)), settings, corpus)
-    check_training(runs)
+    check_training(without_earlier_run(command.resume, runs) if command.resume and trained_run else runs)
     if command.export_fused:
         check_export(settings, corpus, command.export_fused)
+
+
+def without_earlier_run(resume: str, runs: Sequence[PlannedRun]) -> Sequence[PlannedRun]:
+    """The runs to go on with, as ones that use no earlier run if none of them needs it any more.
+
+    Raises:
+        InputError: If one does, and it is not there.
+    """
+    earlier = Path(runs[0].settings.fusion.trained_run)
+    places = [Path(resume) / run.name for run in runs]
+    if all((p / "report.json").exists() or source_of_stage_1(runs[0].settings.fusion, p) == p for p in places):
+        return [replace(run, settings=run.settings.replace(fusion__trained_run=None)) for run in runs]
+    if not earlier.exists():
+        raise InputError(
+            f"--resume {resume}: stage 1 comes from {earlier} (--use-trained-GAN), which is not there; put it back "
+            "there, or begin anew with another --use-trained-GAN and --overwrite"
+        )
+    return runs
 
 
 def check_training(runs: Sequence[PlannedRun]) -> None:

@@ -121,8 +121,21 @@ def load_weights(module: nn.Module, path: Path, assign: bool = False) -> None:
         raise InputError(other) from None
 
 
-def standardisation(settings: Settings, corpus: Corpus) -> Standardiser:
-    """That of the training dialogues, or of the earlier run whose generators have learnt to read by it."""
+def source_of_stage_1(fusion: FusionSettings, directory: Path) -> Path:
+    """The run that stage 1 is taken from: the earlier one until all of it is in this one, which then goes on alone."""
+    own = ("last.pt", "previous.pt") if fusion.more_epochs else (fusion_weights(directory).name,)
+    there = any((directory / "checkpoints" / name).exists() for name in own)
+    return directory if there else Path(fusion.trained_run)
+
+
+def standardisation(settings: Settings, corpus: Corpus, directory: Path) -> Standardiser:
+    """That of the training dialogues, or of the earlier run whose generators have learnt to read by it.
+
+    Args:
+        settings: Of the run.
+        corpus: Its data.
+        directory: Its directory.
+    """
     if settings.fusion.trained_run and len(corpus.dims) > 1:
-        return load_standardiser(Path(settings.fusion.trained_run))
+        return load_standardiser(source_of_stage_1(settings.fusion, directory))
     return Standardiser.fit(corpus.split("train"))

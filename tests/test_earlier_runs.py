@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ from small import SHORT, corpus, features, moved, same, small_corpus, train, wei
 import train_IEMOCAP
 from dataloader import Standardiser
 from experiment.run import Run
-from experiment.trained import load_standardiser
+from experiment.settings import FusionSettings
+from experiment.trained import load_standardiser, source_of_stage_1
 from feature_files import read
 
 __all__ = ["corpus", "features"]  # fixtures
@@ -209,3 +211,34 @@ def test_weights_of_another_version_name_the_commit_they_are_of(finished, tmp_pa
     kept = older / "checkpoints" / "best.safetensors"
     save_file({f"earlier.{name}": x for name, x in load_file(kept).items()}, kept)
     assert "and its version: commit 0123456789abcdef" in refusal(capsys, "--evaluate", older)
+
+
+# An earlier run that is gone ------------------------------------------------------------------------------------------
+
+
+def as_if_stage_1_were_of_another(directory, to, **fusion):
+    """A copy of a run, unfinished, that had its stage 1 from a run which has been deleted since."""
+    shutil.copytree(directory, to)
+    (to / "report.json").unlink(missing_ok=True)
+    config = json.loads((to / "config.json").read_text())
+    config["settings"]["fusion"] |= {"trained_run": "gone", **fusion}
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+def test_a_run_that_has_its_stage_1_goes_on_without_the_earlier_run(finished, stopped, tmp_path):
+    taken = as_if_stage_1_were_of_another(finished, tmp_path / "taken")  # no checkpoint of stage 2 yet
+    assert train_IEMOCAP.main(["--resume", str(taken)]) == 0
+    assert same(weights(taken), weights(finished))
+    further = FusionSettings(trained_run="gone", more_epochs=2)  # a state to go on from has all of it
+    assert source_of_stage_1(further, stopped) == stopped and source_of_stage_1(further, taken) == Path("gone")
+
+
+def test_a_run_that_needs_the_earlier_run_says_so(finished, stopped, tmp_path, capsys):
+    taken = as_if_stage_1_were_of_another(finished, tmp_path / "taken")
+    (taken / "checkpoints" / "fusion.safetensors").unlink()
+    further = as_if_stage_1_were_of_another(stopped, tmp_path / "further", more_epochs=2)
+    for path in further.glob("checkpoints/*.pt"):
+        path.unlink()
+    for run in (taken, further):
+        assert "stage 1 comes from gone (--use-trained-GAN), which is not there" in refusal(capsys, "--resume", run)
