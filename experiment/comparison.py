@@ -18,7 +18,7 @@ from scipy import stats
 
 from dataloader import IGNORE_LABEL, session_of
 from experiment.predictions import class_names, read_predictions
-from experiment.run_directory import read_config, states, unguarded
+from experiment.run_directory import FINISH, read_config, unfinished_notes, unguarded
 from experiment.settings import check_seeds
 from files import InputError, check_regular, complain, printable
 
@@ -103,18 +103,15 @@ def member_tables(directory: Path) -> list[pd.DataFrame]:
     for one in seeds:
         folds = sorted(one.glob("fold*")) if plan.get("folds") else [one]
         if not folds:
-            raise InputError(f"{one}: no folds yet; finish the run with --resume {directory}")
+            raise InputError(f"{one}: no folds yet; {FINISH} {directory}")
         parts = [read_predictions(fold) for fold in folds]
-        for fold in filter(states, folds):
-            complain(f"note: {fold}: not finished; these are its predictions so far; finish it with --resume")
+        for note in unfinished_notes(folds, "predictions"):
+            complain(f"note: {note}")
         if empty := [fold for fold, part in zip(folds, parts, strict=True) if part.empty]:
             raise InputError(f"{empty[0]}: predictions.csv: no test utterances; name a finished run")
         table = pd.concat(parts, ignore_index=True)
         if plan.get("folds") and (tested := table["dialogue"].nunique()) < dealt:
-            raise InputError(
-                f"{one}: folds: {tested} of {dealt} dialogues were tested so far; finish the run with --resume "
-                f"{directory}"
-            )
+            raise InputError(f"{one}: folds: {tested} of {dealt} dialogues were tested so far; {FINISH} {directory}")
         key = [name for name in ("dialogue", "turn") if name in table]
         tables.append(table.sort_values(key, kind="stable", ignore_index=True) if "turn" in key else table)
     return tables

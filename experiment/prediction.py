@@ -27,7 +27,7 @@ from experiment.calibration import Calibration
 from experiment.checks import check_memory
 from experiment.evaluation import BATCH_SIZE, assess_predictions, check_answers, evaluate, utterance_table
 from experiment.fused import extract_fused
-from experiment.run_directory import read_config, states
+from experiment.run_directory import FINISH, read_config, states, unfinished_notes
 from experiment.settings import Settings, check_seeds, from_json
 from experiment.trained import best_weights, build_network, load_standardiser, load_weights, standardiser_file
 from feature_files.container import other_encoder
@@ -202,10 +202,7 @@ class Model:
         """
         if missing not in ("refuse", "mask"):
             raise InputError(f"--missing: {missing!r:.20} is neither refuse nor mask; choose one")
-        notes = [
-            printable(f"{run}: not finished; these are its weights so far; finish it with --resume", None)
-            for run in self.unfinished
-        ]
+        notes = unfinished_notes(self.unfinished, "weights")
         if isinstance(dialogues, str | Path):
             corpus, problem = read_unlabelled(
                 dialogues,
@@ -340,7 +337,7 @@ def load(directory: str | Path, device: str = "auto") -> Model:
     for seed in seeds:
         one = directory / f"seed{seed}"
         if not (one / "config.json").exists():
-            raise InputError(f"{one}: no run of seed {seed!s:.20} yet; finish it with --resume {directory}")
+            raise InputError(f"{one}: no run of seed {seed!s:.20} yet; {FINISH} {directory}")
         models.append(_load_one(one, read_config(one), device))
     if any((m.dims, m.label_names) != (models[0].dims, models[0].label_names) for m in models):
         raise InputError(f"{directory}: its runs have other features or classes than each other; name one of them")

@@ -277,6 +277,20 @@ def states(directory: Path) -> list[Path]:
     return list((directory / "checkpoints").glob("*.pt"))
 
 
+FINISH = "finish it with --resume"
+
+
+def unfinished_notes(runs: Iterable[Path], what: str) -> list[str]:
+    """A line for each run that has not come to its end, and is used all the same.
+
+    Args:
+        runs: Their directories.
+        what: Of theirs is used.
+    """
+    said = f"not finished; these are its {what} so far; {FINISH}"
+    return [printable(f"{run}: {said}", None) for run in runs if states(run)]
+
+
 def drop_states(directory: Path) -> None:
     """Delete what a finished run no longer needs: calibration's folds, and states, five times its weights, twice."""
     shutil.rmtree(directory / "calibration", ignore_errors=True)  # the run is whole all the same

@@ -175,7 +175,7 @@ def test_folds_of_which_some_are_still_to_come_are_refused(tmp_path, capsys):
     first = frame["dialogue"].str.startswith("Ses01")
     write_run(run / "fold1of2", frame[first])
     assert compare.main([str(run)]) == 2
-    assert f"6 of 12 dialogues were tested so far; finish the run with --resume {run}" in capsys.readouterr().err
+    assert f"6 of 12 dialogues were tested so far; finish it with --resume {run}" in capsys.readouterr().err
     write_run(run / "fold2of2", frame[~first])
     assert compare.main([str(run), "--draws", "100"]) == 0
 
