@@ -169,16 +169,14 @@ def context(
     flags: Sequence[str],
 ) -> list[str]:
     """F1 by how many turns before it a text encoder reads; the other modalities as the file has them."""
-    import common
+    import common  # here, or `memory` would measure it too
 
     from experiment.comparison import gain, member_tables, of_tables
     from experiment.jobs import Job, do_all
 
     corpus, log = feature_files.read(features), folder / "runs.jsonl"
-    done, of = common.finished_runs(log), {"data": corpus.sha256, "folds": folds, "flags": list(flags)}
-    if any(line.get("of", of) != of for line in done.values()):
-        raise InputError(f"{log}: runs of other data, folds or flags; choose another --out")
-    common.begin(folder, of)
+    common.begin(folder, {"data": corpus.sha256, "folds": folds, "flags": list(flags)})
+    done = common.finished_runs(log)
     utterances = [
         Utterance(d.id, name, speaker, said, label=int(label))
         for d in corpus.dialogues.values()
@@ -227,7 +225,7 @@ def context(
         n, seed = work[name]
         reports = {p.parent.name if folds else "test": p for p in sorted(jobs[name].directory.rglob("report.json"))}
         scores[n, seed] = {part: json.loads(p.read_text())["test"]["weighted_f1"] for part, p in reports.items()}
-        common.append(log, {"row": f"context{n}", "seed": seed, "of": of, "scores": scores[n, seed]})
+        common.append(log, {"row": f"context{n}", "seed": seed, "scores": scores[n, seed]})
     if any("interrupted" in result for result in results.values()):
         raise KeyboardInterrupt
     if failed := [f"{name}: {result['failed']}" for name, result in results.items() if "failed" in result]:
@@ -272,20 +270,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=seeds, default="0,1,2,3,4,5,6,7,8,9", help="each a run; '': a linear probe")
     parser.add_argument("--folds", default="", help="of training, such as sessions")
     parser.add_argument("--jobs", type=whole, default=1, help="runs at once")
-    parser.add_argument("--out", type=Path, help="where runs are kept, so that the same command goes on")
+    parser.add_argument("--out", type=Path, help="of context: keeps its runs, so that the same command goes on")
     argv = list(sys.argv[1:] if argv is None else argv)
     own = argv.index("--") if "--" in argv else len(argv)  # behind it, flags of train_IEMOCAP.py
     args = parser.parse_args(argv[:own])
     if args.what in ("text", "context") and args.features is None:
         parser.error(f"{args.what}: --features: name a feature file with sentences")
+    if args.what != "context" and args.out:
+        parser.error(f"{args.what}: --out: nothing is kept; leave it out")
 
     def measure() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = args.out or Path(temporary)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"--out {folder}: cannot be made ({error.strerror}); choose another") from None
             if args.what == "speed":
                 rows = speed(folder, args.utterances or 60)
             elif args.what == "memory":

@@ -33,6 +33,7 @@ from extraction import (
     video,
     wav,
 )
+from feature_content import make_nine
 from safetensors.numpy import load_file
 from small import ran
 from test_extract_readers import SRT
@@ -661,9 +662,18 @@ def test_speech_that_is_synthesised_has_the_pitch_of_its_voice_after_the_whole_w
         (["context", "--features", "f.pkl", "--seeds", "x"], "--seeds"),
         (["context", "--features", "f.pkl", "--turns", "0,a"], "--turns"),
         (["memory", "--utterances", "-3"], "--utterances"),
-        (["speed", "--out", __file__], "cannot be made"),
+        (["speed", "--out", "kept"], "--out: nothing is kept"),
     ],
 )
 def test_what_the_benchmark_cannot_do_is_a_line(argv, says, capsys):
     status, _, said = ran(benchmark.main, argv, capsys)
     assert status == 2 and said.count("\n") == 1 and says in said
+
+
+def test_the_benchmark_of_contexts_keeps_its_runs_apart(tmp_path, save, capsys):
+    features = save(tuple(make_nine()))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "job.json").write_text('{"data": "others"}')
+    for out, says in ((features, "cannot be made"), (tmp_path / "other", "runs of another job are there")):
+        status, _, said = ran(benchmark.main, ["context", "--features", features, "--out", out], capsys)
+        assert status == 2 and said.count("\n") == 1 and says in said
