@@ -11,8 +11,9 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ from files import InputError, TrainingError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # that one process may wait for another, as for the report of process 0
+MEETING = timedelta(minutes=5)  # that processes may wait for each other at the start
+LEAVING = timedelta(minutes=1)  # that one which ends before they have met stays for the others to hear of it
 
 _device = "cpu"
 _stderr: Any = None  # that of a process which is silent otherwise
@@ -84,22 +87,51 @@ def join(device: str) -> str:
             raise InputError(f"torchrun: {torch.cuda.device_count()} GPUs here; give --nproc-per-node as many at most")
         torch.cuda.set_device(device)
     _device = device
-    at, port, mine = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["RANK"])
-    keeps = mine == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    mine, every = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        store = dist.TCPStore(at, port, int(os.environ["WORLD_SIZE"]), is_master=keeps, timeout=timedelta(minutes=5))
-        _store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        _store = _open_store(MEETING)
+        _store.add("here", 1)
+        _wait_for(lambda: _store.add("here", 0) >= every or _store.add("gone", 0), MEETING)
+        if _store.add("here", 0) < every:
+            raise InputError("torchrun: a process on another host has ended, which says there why; start all again")
         backend = "nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(
-            backend, store=_store, rank=mine, world_size=int(os.environ["WORLD_SIZE"]), timeout=TIMEOUT
-        )
+        dist.init_process_group(backend, store=_store, rank=mine, world_size=every, timeout=TIMEOUT)
     except RuntimeError as error:
-        raise InputError(f"torchrun: processes do not meet at {at}:{port} ({str(error).splitlines()[0]})") from None
+        at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(f"torchrun: processes do not meet at {at} ({str(error).splitlines()[0]})") from None
     atexit.register(dist.destroy_process_group)
     if follows():
         _stderr = sys.stderr
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the process ends
     return device
+
+
+def _open_store(timeout: timedelta) -> Any:
+    """Where processes meet: kept by torchrun or, without it, by process 0."""
+    keeps = os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    at, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(at, port, is_master=keeps, timeout=timeout, wait_for_workers=False)
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
+def _wait_for(true: Callable[[], Any], longest: timedelta) -> None:
+    until = time.monotonic() + longest.total_seconds()
+    while not true():
+        if time.monotonic() > until:
+            raise RuntimeError(f"not all are there after {longest.total_seconds():.0f} s")
+        time.sleep(0.05)
+
+
+def leave_word() -> None:
+    """Tell processes on other hosts, which would wait for this one, that it ends before they have met."""
+    if _store is not None or os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE"):
+        return  # of one host torchrun ends the others
+    with suppress(RuntimeError, LookupError, ValueError):
+        store = _open_store(timedelta(seconds=10))
+        store.add("gone", 1)
+        # The store may be this host's, and end with this process: first let the others look.
+        _wait_for(lambda: store.add("here", 0) + store.add("gone", 0) >= int(os.environ["WORLD_SIZE"]), LEAVING)
+        time.sleep(1)
 
 
 def complain(text: str) -> None:

@@ -404,6 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"error: {NO_DATA}", file=sys.stderr)
         else:
             complain(f"error: {error}")
+        parallel.leave_word()
         return 2
     except TrainingError as error:
         complain(f"error: {error}")

@@ -31,6 +31,10 @@ def begin(parse_args: str | Callable[[], object]) -> None:
         except WriteError as error:
             complain(str(error))
             raise SystemExit(stop.code or 1) from None
+        if stop.code and os.environ.get("WORLD_SIZE") != os.environ.get("LOCAL_WORLD_SIZE"):
+            from parallel import leave_word
+
+            leave_word()  # or processes on other hosts would wait for this one
         raise
     if "GOMP_SPINCOUNT" not in os.environ:  # OpenMP reads it when torch loads
         os.environ["GOMP_SPINCOUNT"] = "100" if cores_are_shared() else "2000"

@@ -23,6 +23,7 @@ import parallel
 import train_IEMOCAP
 from dataloader import IGNORE_LABEL, batches
 from experiment.settings import AugmentationSettings, Settings
+from experiment.start import begin
 from experiment.trained import build_network
 from feature_files import write_container
 
@@ -245,3 +246,24 @@ def test_every_utterance_is_dealt_once_and_no_dialogue_is_cut(size, as_processes
     assert sorted(i for part in known for i in part.ids) == sorted(d.id for d in dialogues)
     lengths = {i: int(n) for part in known for i, n in zip(part.ids, part.mask.sum(1), strict=True)}
     assert lengths == {d.id: len(d) for d in dialogues}
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_flags_that_are_refused_on_one_host_end_the_others_in_a_line(refused, features, tmp_path):
+    """Process 0 keeps the store, as torchrun's first host does: it must not be gone before the others have looked."""
+
+    def one_a_host(rank):
+        os.environ["LOCAL_WORLD_SIZE"] = "1"
+        if rank == refused:
+            with pytest.raises(SystemExit):
+                begin(lambda: sys.exit(2))
+            (tmp_path / "said" / f"said{rank}").touch()
+            os._exit(2)
+        time.sleep(0.5)  # it has more to import
+
+    started = time.monotonic()
+    argv = ["--features", features, *FLAGS]
+    said = together(tmp_path / "said", argv, argv, before=one_a_host)
+    assert [status for status, _ in said] == [2, 2] and time.monotonic() - started < 60
+    assert said[1 - refused][1].startswith("error: torchrun: a process on another host has ended")
+    assert said[1 - refused][1].count("\n") == 1
