@@ -44,6 +44,8 @@ def identify_pickle(file: str, content: Any) -> Parts:
     ):
         if len(content) != length or any(is_table[k] for k in others):
             continue
+        if layout is meld_raw and content[6] is None and not is_table[8]:
+            continue  # no list of train and no table of sentiments: the other nine, without sentences
         if layout is meld_trimodal and _is_rows(content[2]):
             continue  # where these have labels, the other layout of ten has the first text layer
         if sum(is_table[k] for k in tables) >= len(tables) // 2:

@@ -516,3 +516,14 @@ def test_all_turns_of_a_dag_erc_folder_are_read_for_use(tmp_path):
     assert problem is None and corpus.splits == {"train": ("train_0",), "test": ("test_0",)}
     assert corpus.dialogues["train_0"].labels.tolist() == [IGNORE_LABEL, 1, 1]
     assert (corpus.dialogues["test_0"].labels == IGNORE_LABEL).all()
+
+
+def test_nine_items_without_sentences_are_no_meld(save):
+    nine = make_nine()
+    whole = feature_files.read(save(tuple(nine)))
+    nine[6] = None
+    corpus = feature_files.read(save(tuple(nine)))
+    assert corpus.splits == whole.splits and corpus.dims == whole.dims and corpus.label_names == whole.label_names
+    assert all(set(d.sentences) == {""} for d in corpus.dialogues.values())
+    meld = [*nine[:5], make_nine()[6], *nine[7:], None]  # without sentiments it is MELD's all the same
+    assert set(feature_files.read(save(tuple(meld))).dims) == {"text", "acoustic"}
