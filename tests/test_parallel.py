@@ -261,9 +261,8 @@ def test_flags_that_are_refused_on_one_host_end_the_others_in_a_line(refused, fe
             os._exit(2)
         time.sleep(0.5)  # it has more to import
 
-    started = time.monotonic()
     argv = ["--features", features, *FLAGS]
     said = together(tmp_path / "said", argv, argv, before=one_a_host)
-    assert [status for status, _ in said] == [2, 2] and time.monotonic() - started < 60
+    assert [status for status, _ in said] == [2, 2]
     assert said[1 - refused][1].startswith("error: torchrun: a process on another host has ended")
     assert said[1 - refused][1].count("\n") == 1
