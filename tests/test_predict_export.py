@@ -64,7 +64,7 @@ def test_onnxruntime_and_torch_export_say_what_we_say(tmp_path, monkeypatch, cap
         for m in ("visual", "acoustic"):
             del part[m]
     dialogues = [replace(d, features={"text": d.features["text"]}) for d in DIALOGUES]
-    # Tracing takes as long as writing, so both files are of one trace; five doublings reach all turns of these dialogues.
+    # Tracing takes as long as writing, so both files are of one trace; five doublings reach all turns there are.
     monkeypatch.setattr(written, "DOUBLINGS", 5)
     assert max(map(len, dialogues)) < 2**5
     traced = written.trace(one)

@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import stat
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,17 +24,23 @@ from experiment.settings import Settings
 from feature_files import write_nine_tuple
 from files import InputError, WriteError, printable, replacing
 
+BRIEF = [*QUICK, "--epochs", "1", "--GAN-epochs", "0"]  # where all that counts is that it trains
+
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    return features_in(tmp_path_factory.mktemp("features"))
+    return features_in(tmp_path_factory.mktemp("features"), dims={"text": 8, "acoustic": 5})
 
 
 @pytest.fixture(scope="module")
 def made(features, tmp_path_factory):
-    """A finished run, a stopped one and one of two seeds, to be copied."""
+    """A finished run, a stopped one and one of two seeds, to be copied.
+
+    Two modalities and one layer of each kind: a checkpoint of half as many tensors, which many tests read.
+    """
     folder = tmp_path_factory.mktemp("runs")
-    assert main("--features", features, "--out", folder / "finished", *QUICK) == 0
+    flags = [*QUICK, "--speaker-layers", "1", "--graph-layers", "1"]
+    assert main("--features", features, "--out", folder / "finished", *flags) == 0
     save, stop = Run.save, KeyboardInterrupt
     with pytest.MonkeyPatch.context() as patch:
 
@@ -42,8 +50,8 @@ def made(features, tmp_path_factory):
                 raise stop
 
         patch.setattr(Run, "save", stopping)
-        assert main("--features", features, "--out", folder / "stopped", *QUICK) == 130
-    assert main("--features", features, "--out", folder / "seeds", *QUICK, "--seeds", "0,1") == 0
+        assert main("--features", features, "--out", folder / "stopped", *flags) == 130
+    assert main("--features", features, "--out", folder / "seeds", *flags, "--seeds", "0,1") == 0
     return folder
 
 
@@ -120,7 +128,7 @@ def test_overwrite_refuses_places_of_other_things(features, run_copy, refused, t
 def test_overwrite_keeps_the_old_run_until_the_new_one_has_begun(features, run_copy, monkeypatch):
     directory = run_copy("finished")
     before = content(directory)
-    again = ["--features", features, "--out", directory, "--overwrite", *QUICK, "--seed", "5"]
+    again = ["--features", features, "--out", directory, "--overwrite", *BRIEF, "--seed", "5"]
     with monkeypatch.context() as patch:  # a fault between setting aside and beginning
         patch.setattr("train_IEMOCAP.write_config", lambda *_: (_ for _ in ()).throw(InputError("fault")))
         assert main(*again) == 2
@@ -139,12 +147,10 @@ def test_a_kill_while_replacing_loses_nothing(features, run_copy, refused):
     assert content(directory) == before
 
 
-def test_a_run_holds_only_files_that_are_known_as_a_runs(features, tmp_path):
+def test_a_run_holds_only_files_that_are_known_as_a_runs(strange):
     """Who adds a file to a run names it in RUN_FILES, or --overwrite will not know the run."""
-    directory = tmp_path / "run"
-    flags = ["--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--device", "cpu", "--valid", "0.2"]
-    assert main("--features", features, "--out", directory, *flags, "--seeds", "0") == 0
-    assert list(run_directory.foreign(directory)) == []
+    assert (strange.directory / "seed0" / "fused_features.png").exists()  # pictures are among them
+    assert list(run_directory.foreign(strange.directory)) == []
 
 
 def test_a_lock_file_of_something_else_is_left(features, tmp_path, refused):
@@ -384,24 +390,30 @@ def test_a_fold_that_there_is_not_is_refused(run_copy, refused):
 # Checkpoints and weights ----------------------------------------------------------------------------------------------
 
 
-def rewrite(path, change):
-    """Change a checkpoint as a stranger would: with a checksum that is right."""
-    state = torch.load(io.BytesIO(path.read_bytes()[:-32]), weights_only=True)
-    change(state)
+@pytest.fixture(scope="module")
+def state(made):
+    """The content of the stopped run's checkpoint, not to be changed."""
+    content = (made / "stopped" / "checkpoints" / "last.pt").read_bytes()
+    return torch.load(io.BytesIO(content[:-32]), weights_only=True)
+
+
+def write_checkpoint(path, state):
+    """Write a checkpoint as a stranger would: with a checksum that is right."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
 
 
 def set_in(*keys):
-    *path, last, value = keys
+    """A function that gives the same content but for the value at those keys."""
+    key, *more, value = keys
 
-    def change(state):
-        for key in path:
-            state = state[key]
-        state[last] = value
+    def changed(content):
+        content = content.copy()
+        content[key] = set_in(*more, value)(content[key]) if more else value
+        return content
 
-    return change
+    return changed
 
 
 CHECKPOINTS = [
@@ -440,11 +452,19 @@ CHECKPOINTS = [
 
 
 @pytest.mark.parametrize("change", CHECKPOINTS, ids=range(len(CHECKPOINTS)))
-def test_a_checkpoint_of_a_stranger_is_refused_in_a_line(run_copy, refused, change):
+def test_a_checkpoint_of_a_stranger_is_refused_in_a_line(run_copy, refused, state, change):
     directory = run_copy("stopped")
     (directory / "checkpoints" / "previous.pt").unlink(missing_ok=True)
-    rewrite(directory / "checkpoints" / "last.pt", change)
+    write_checkpoint(directory / "checkpoints" / "last.pt", change(state))
     refused("--resume", directory)
+
+
+def test_a_checkpoint_that_is_written_as_it_was_goes_on(run_copy, state):
+    """Or the ones above might be refused for how they are written."""
+    directory = run_copy("stopped")
+    (directory / "checkpoints" / "previous.pt").unlink(missing_ok=True)
+    write_checkpoint(directory / "checkpoints" / "last.pt", state)
+    assert main("--resume", directory) == 0
 
 
 def test_a_compressed_checkpoint_is_not_unpacked(run_copy, refused):
@@ -552,7 +572,9 @@ def test_text_is_made_safe_to_show(text):
     shown.encode()
 
 
-def test_names_are_safe_in_terminal_report_and_table(tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory):
+    """A run with all that a run leaves, of data whose names are to do harm; its directory, corpus and what it said."""
     names = ("\x1b[2J\x1b]0;x\x07", "a\rb\nLoss 0.0", "\u202ercs", r"$\frac{1}{$", "$a$", "z" * 500)
     corpus = small_corpus()
     ids = dict(zip(corpus.dialogues, ["a\r=1+1", "b\n=1", "\x1b[31m"], strict=False))
@@ -562,17 +584,24 @@ def test_names_are_safe_in_terminal_report_and_table(tmp_path, capsys, monkeypat
         dialogues={ids.get(i, i): replace(d, id=ids.get(i, i)) for i, d in corpus.dialogues.items()},
         splits={split: tuple(ids.get(i, i) for i in each) for split, each in corpus.splits.items()},
     )
-    monkeypatch.setattr("train_IEMOCAP.load_corpus", lambda *_, **__: corpus)
-    flags = ["--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--device", "cpu"]
-    assert main("--features", "x.pkl", "--out", tmp_path / "run", *flags) == 0
-    said = capsys.readouterr()
-    for text in (said.out, said.err, (tmp_path / "run" / "report.txt").read_text()):
+    directory, out, err = tmp_path_factory.mktemp("strange") / "run", io.StringIO(), io.StringIO()
+    flags = ["--epochs", "1", "--GAN-epochs", "1", "--fused-channels", "16", "--device", "cpu", "--valid", "0.2"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr("train_IEMOCAP.load_corpus", lambda *_, **__: corpus)
+        assert main("--features", "x.pkl", "--out", directory, *flags, "--seeds", "0") == 0
+    return SimpleNamespace(directory=directory, corpus=corpus, out=out.getvalue(), err=err.getvalue())
+
+
+def test_names_are_safe_in_terminal_report_and_table(strange):
+    run = strange.directory / "seed0"
+    assert "a\\rb" in strange.out
+    for text in (strange.out, strange.err, (run / "report.txt").read_text()):
         assert printable(text.replace("\n", " "), None) == text.replace("\n", " ")
         assert "\nLoss 0.0\n" not in text
-    lines = (tmp_path / "run" / "predictions.csv").read_bytes().splitlines()
-    assert len(lines) == 1 + sum(map(len, corpus.dialogues.values()))
+    lines = (run / "predictions.csv").read_bytes().splitlines()
+    assert len(lines) == 1 + sum(map(len, strange.corpus.dialogues.values()))
     assert not any(cell.startswith(b"=") for line in lines for cell in line.split(b","))
-    assert "a\\r=1+1" in set(pd.read_csv(tmp_path / "run" / "predictions.csv")["dialogue"])
+    assert "a\\r=1+1" in set(pd.read_csv(run / "predictions.csv")["dialogue"])
 
 
 def test_a_run_in_a_folder_named_with_a_tilde_stays_there(features, tmp_path, monkeypatch):
@@ -580,8 +609,8 @@ def test_a_run_in_a_folder_named_with_a_tilde_stays_there(features, tmp_path, mo
     home.mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(home))
-    assert main("--features", features, "--out", "~/run", *QUICK) == 0
-    assert main("--features", features, "--out", "./~/run", *QUICK) == 0
+    assert main("--features", features, "--out", "~/run", *BRIEF) == 0
+    assert main("--features", features, "--out", "./~/run", *BRIEF) == 0
     for run in (home / "run", tmp_path / "~" / "run"):
         assert (run / "history.csv").exists() and (run / "config.json").exists()
     assert [p.name for p in home.iterdir()] == ["run"]
@@ -618,7 +647,7 @@ def test_speakers_beyond_the_sixteenth_count_as_one(tmp_path, capsys):
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier)
     assert sum(p.numel() for p in network.parameters()) * 4 < 300e6  # 3.8 GB for 60
     write_nine_tuple(corpus, tmp_path / "x.pkl")
-    assert main("--features", tmp_path / "x.pkl", "--out", tmp_path / "run", *QUICK) == 0
+    assert main("--features", tmp_path / "x.pkl", "--out", tmp_path / "run", *BRIEF) == 0
     assert "up to 60 speakers in a dialogue: those from the 16th on count as one" in capsys.readouterr().out
 
 
