@@ -91,7 +91,8 @@ def vanishes(name):
     return lambda run: run.shape(name) is None and run.had(name) is not None
 
 
-# A setting to flags that change it, and what shows that they arrived. A new setting needs a line here.
+# A setting to flags that change it, and what shows that they arrived. A new setting needs a line here. What shows that
+# of some of them cannot be the work of the others, so one run is enough for these; see TOGETHER.
 REACHES = {
     "data.features": (["--features", "OTHER"], learnt()),
     "data.demo": (["--demo"], lambda run: run.config("features", "file") == "synthetic corpus"),
@@ -157,13 +158,22 @@ REACHES = {
     ),
     "run.checkpoint_every": (["--checkpoint-every", "7"], told("checkpoint_every", 7)),
     "run.tensorboard": (["--tensorboard"], lambda run: run.has("tensorboard")),
-    "run.pictures": (["--pictures"], lambda run: run.has("confusion_matrix.png") and run.has("GAN_loss.png")),
-    "run.figures": (
-        ["--pictures", "--figures", "svg"],
-        lambda run: run.has("GAN_loss.svg") and not run.has("GAN_loss.png"),
-    ),
+    "run.pictures": (["--pictures"], lambda run: run.has("report.html")),
+    "run.figures": (["--figures", "svg"], lambda run: run.has("GAN_loss.svg") and not run.has("GAN_loss.png")),
     "run.calibrate": (["--calibrate", "2"], lambda run: run.config("calibration", "fitted_on") == "out of fold"),
 }
+TOGETHER = {
+    "of data and run": [
+        *("data.text_layers", "data.target", "data.missing", "data.label_names", "data.valid"),
+        *("fusion.epochs", "fusion.channels", "classifier.epochs", "run.device", "run.deterministic"),
+        *("run.report_best_test", "run.checkpoint_every", "run.tensorboard", "run.pictures", "run.figures"),
+    ],
+    "of the network": [
+        *("data.demo", "data.modalities", "fusion.generator"),
+        *("classifier.speaker_layers", "classifier.graph_layers", "classifier.attention", "run.calibrate"),
+    ],
+}
+ALONE = {name: [name] for name in REACHES if not any(name in names for names in TOGETHER.values())}
 # What the flags that are no settings do is shown in tests of their own.
 SHOWN_BY = {
     "--config": "test_flags.py::test_settings_from_a_file_are_overridden_by_flags",
@@ -196,9 +206,10 @@ def test_every_flag_that_is_documented_is_in_one_of_the_tables():
         assert flag.removeprefix("--") in text, where
 
 
-@pytest.mark.parametrize("name", REACHES)
-def test_every_setting_reaches_what_it_is_for(name, base, features, tmp_path, monkeypatch):
-    flags, arrived = REACHES[name]
+@pytest.mark.parametrize("which", [*TOGETHER, *ALONE])
+def test_every_setting_reaches_what_it_is_for(which, base, features, tmp_path, monkeypatch):
+    names = (TOGETHER | ALONE)[which]
+    flags = [flag for name in names for flag in REACHES[name][0]]
     places = {"BASE": base, "OTHER": write(small_corpus(seed=1), tmp_path / "other.pkl")}
     heard = {}
 
@@ -218,13 +229,15 @@ def test_every_setting_reaches_what_it_is_for(name, base, features, tmp_path, mo
     patch(train_IEMOCAP.utils, "choose_determinism", deterministic=0)
     patch(train_IEMOCAP, "Run", checkpoint_every="checkpoint_every")
     monkeypatch.setattr("experiment.corpus.synthetic_corpus", small_corpus)
-    data = [] if name in ("data.demo", "data.features") else ["--features", features]
+    data = [] if {"data.demo", "data.features"} & set(names) else ["--features", features]
     try:
         run = train(tmp_path / "run", *data, *QUICK, *[places.get(flag, flag) for flag in flags])
     finally:
         torch.use_deterministic_algorithms(False)
-    assert arrived(Ran(run, base, heard))
-    assert not arrived(Ran(base, base, {}.fromkeys(heard)))  # or it would show nothing
+    for name in names:
+        arrived = REACHES[name][1]
+        assert arrived(Ran(run, base, heard)), name
+        assert not arrived(Ran(base, base, {}.fromkeys(heard))), f"{name}: shows nothing"
 
 
 def test_no_cuda_is_the_cpu():
@@ -249,11 +262,6 @@ def test_what_flags_were_called_before_still_works(old):
     parsed = parse_args(["--demo", *old.split()])
     assert parsed == parse_args(["--demo", *ALIASES[old].split()])
     assert parsed.settings != Settings().replace(data__demo=True)
-
-
-def test_audio_and_video_are_other_names_of_modalities(features, tmp_path):
-    run = train(tmp_path / "a", "--features", features, *QUICK, "--modalities", "audio,video")
-    assert json.loads((run / "config.json").read_text())["corpus"]["dims"] == {"visual": 6, "acoustic": 5}
 
 
 def test_a_probability_may_be_given_modality_by_modality():
