@@ -22,13 +22,14 @@ import model
 import train_IEMOCAP
 import utils
 from dataloader import Standardiser, collate
-from experiment import plan, plots, settings, trained
+from experiment import insight, plan, plots, settings, trained
 from experiment.evaluation import evaluate
 from experiment.fused import extract_fused
 from experiment.settings import Settings
 from model import GANFFN, AdversarialFusion, FusedFeatureGenerator, GraphEmotionClassifier
 
 __all__ = ["corpus", "features"]  # fixtures
+BRIEF = [*SHORT, "--epochs", "1", "--GAN-epochs", "1"]
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_looking_touches_no_random_state(network, corpus):
 def test_scoring_the_test_split_at_every_epoch_changes_no_weight(shuffled, features, tmp_path, monkeypatch):
     if not shuffled:
         monkeypatch.setattr(train_IEMOCAP, "batches", lambda some, size, _=None: dataloader.batches(some, size))
-    run = ["--features", features, *SHORT, "--epochs", "4"]
+    run = ["--features", features, *SHORT, "--GAN-epochs", "0", "--epochs", "3"]
     blind, seeing = train(tmp_path / "a", *run), train(tmp_path / "b", *run, "--report-best-test")
     assert "test_weighted_f1" in pd.read_csv(seeing / "history.csv")
     assert same(weights(blind), weights(seeing))
@@ -101,11 +102,11 @@ def test_epochs_of_stage_1_change_neither_first_weights_nor_order_nor_noise_of_s
         return forward(network, batch)
 
     monkeypatch.setattr(GANFFN, "forward", forward_and_tell)
-    for epochs in ("0", "1", "3"):
+    for epochs in ("0", "2"):
         seen.append([])
         train(tmp_path / epochs, "--features", features, *SHORT, "--GAN-epochs", epochs)
-    assert same(first[0], first[1]) and same(first[0], first[2])
-    assert seen[0] == seen[1] == seen[2]
+    assert same(*first)
+    assert seen[0] == seen[1]
     ids = [[i for i, _ in seen[0][k : k + 2]] for k in (0, 2)]
     assert ids[0] != ids[1]  # another order at every epoch
 
@@ -164,8 +165,8 @@ def test_each_step_leaves_the_weights_of_the_other_side_alone(network, batch):
     fusion = network.fusion.train()
     generating = nn.ModuleList([fusion.generators, fusion.decoders, fusion.translators])
     optimizers = {
-        "discriminators": torch.optim.AdamW(fusion.discriminators.parameters(), lr=1e-2, weight_decay=0),
-        "generators": torch.optim.AdamW(generating.parameters(), lr=1e-2, weight_decay=0),
+        "discriminators": utils.AdamW(fusion.discriminators.parameters(), lr=1e-2, weight_decay=0),
+        "generators": utils.AdamW(generating.parameters(), lr=1e-2, weight_decay=0),
     }
     changed, gradients = {}, []
 
@@ -254,13 +255,14 @@ def drawn(monkeypatch):
         return []
 
     monkeypatch.setattr(plots, "save", look)
+    monkeypatch.setattr(insight, "plane", lambda points: points[:, :2])  # maps take a second, and are not looked at
     return pictures
 
 
 def test_a_loss_of_one_s_own_is_trained_logged_and_drawn(features, tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(trained, "AdversarialFusion", Sized)
-    run = ["--features", features, *SHORT, "--pictures"]
-    with_it = train(tmp_path / "with", *run)
+    run = ["--features", features, *SHORT]
+    with_it = train(tmp_path / "with", *run, "--pictures")
     losses = pd.read_csv(with_it / "GAN_loss.csv")
     assert np.isfinite(losses[[f"{m}_size" for m in DIMS]]).all(axis=None)
     assert set(drawn["fusion_losses"]["Size"]) == set(DIMS)
@@ -272,8 +274,8 @@ def test_a_loss_of_one_s_own_is_trained_logged_and_drawn(features, tmp_path, mon
 
 
 @pytest.mark.parametrize(("loss", "discriminator"), [("relativistic", math.log(2)), ("reference", 2 * math.log(2))])
-def test_the_even_line_is_where_neither_side_wins(loss, discriminator, features, tmp_path, batch, drawn):
-    train(tmp_path / "a", "--features", features, *SHORT, "--pictures", "--GAN-loss", loss)
+def test_the_even_line_is_where_neither_side_wins(loss, discriminator, features, tmp_path, batch, drawn, monkeypatch):
+    train(tmp_path / "a", "--features", features, *BRIEF, "--pictures", "--GAN-loss", loss)
     panels = drawn["GAN_loss"]
     even = {t: [y[0] for n, y in panels[t].items() if "neither" in n] for t in ("Generators", "Discriminators")}
     assert even == {"Generators": [pytest.approx(math.log(2))], "Discriminators": [pytest.approx(discriminator)]}
@@ -328,7 +330,7 @@ def test_what_is_kept_of_both_stages_is_the_average(features, tmp_path, monkeypa
 
 @pytest.mark.parametrize("steps", [1, 10])
 def test_a_stage_1_of_few_steps_has_a_schedule(steps, features, tmp_path):
-    run = train(tmp_path / "a", "--features", features, *SHORT, "--batch-size", "10", "--GAN-epochs", steps)
+    run = train(tmp_path / "a", "--features", features, *BRIEF, "--batch-size", "10", "--GAN-epochs", steps)
     rates = pd.read_csv(run / "GAN_loss.csv")["learning_rate"]
     assert len(rates) == steps and rates.between(0, Settings().fusion.lr).all()
 
@@ -343,7 +345,7 @@ def test_training_learns(tmp_path):
         for i, d in corpus.dialogues.items()
     }
     path = write(replace(corpus, dialogues=dialogues), tmp_path / "easy.pkl")
-    run = ["--features", path, "--fused-channels", "32", *BARE, "--lr", "5e-3", "--epochs", "10", "--GAN-epochs", "20"]
+    run = ["--features", path, "--fused-channels", "32", *BARE, "--lr", "5e-3", "--epochs", "10", "--GAN-epochs", "8"]
     directory = train(tmp_path / "a", *run)
     labels = np.concatenate([d.labels for d in corpus.split("test")])
     majority = np.full_like(labels, np.bincount(np.concatenate([d.labels for d in corpus.split("train")])).argmax())
@@ -358,7 +360,7 @@ def test_training_learns(tmp_path):
 
 def test_a_metric_of_one_s_own_is_reported_and_summarised(features, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(utils.METRICS, "share_right", lambda labels, p: float((p.argmax(1) == labels).mean()))
-    run = train(tmp_path / "a", "--features", features, *SHORT, "--seeds", "0,1")
+    run = train(tmp_path / "a", "--features", features, *BRIEF, "--seeds", "0,1")
     each = [json.loads((run / f"seed{s}" / "report.json").read_text())["test"] for s in (0, 1)]
     assert all(one["share_right"] == pytest.approx(one["accuracy"] / 100) for one in each)
     summary = json.loads((run / "summary.json").read_text())
@@ -367,7 +369,7 @@ def test_a_metric_of_one_s_own_is_reported_and_summarised(features, tmp_path, mo
 
 
 def test_without_a_graph_the_network_has_as_many_parameters(features, tmp_path):
-    run = ["--features", features, *SHORT]
+    run = ["--features", features, *BRIEF]
     reports = [
         json.loads((train(tmp_path / name, *run, *flags) / "report.json").read_text())
         for name, flags in (("graph", []), ("none", ["--window-past", "0", "--window-future", "0"]))
@@ -384,7 +386,7 @@ def test_names_of_the_settings_are_those_of_the_rooms_they_are_for():
 
 
 STEPS = """
-import sys, torch, utils
+import sys, types, torch, utils
 torch.manual_seed(0)
 x = torch.randn(3, 5, 4)
 weights = {}
@@ -400,6 +402,9 @@ for make in (utils.AdamW, torch.optim.AdamW):
     weights[make] = network.weight.detach()
     if make is utils.AdamW:
         assert "torch._dynamo" not in sys.modules, "torch's compiler was imported"
+        # Torch's own asks it for no more than this; to import it takes longer than all else here.
+        stand_in = {"disable": lambda function, *_, **__: function, "graph_break": lambda: None}
+        sys.modules["torch._dynamo"] = torch._dynamo = types.SimpleNamespace(**stand_in)
 assert torch.allclose(*weights.values()), weights
 """
 
