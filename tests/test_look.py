@@ -12,7 +12,10 @@ from experiment.settings import RunSettings
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
+    """A run, and what is known of it; of its pictures a few are enough, and of its maps any points."""
     monkeypatch.setattr(insight, "plane", lambda points: points[:, :2])
+    every, few = plots.pictures, ("GAN_loss", "fusion_losses", "confusion_matrix")
+    monkeypatch.setattr(plots, "pictures", lambda seen: {n: make for n, make in every(seen).items() if n in few})
     network, dialogues = make_run(tmp_path / "run", corpus_of([6, 5]))
     return tmp_path / "run", {"network": network, "dialogues": dialogues}
 
