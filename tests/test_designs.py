@@ -97,18 +97,8 @@ def test_runs_of_other_flags_or_data_are_not_taken_for_these(tmp_path, monkeypat
 
 def test_a_run_that_was_stopped_counts_once_it_has_gone_on(tmp_path, monkeypatch, capsys):
     path = write(small_corpus(train=6, test=3), tmp_path / "small.pkl")
-    run = [
-        "--features",
-        str(path),
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "out"),
-        "--designs",
-        "none",
-        "--seeds",
-        "0",
-    ]
+    run = ["--features", str(path), "--device", "cpu", "--out", str(tmp_path / "out"), "--designs", "none"]
+    run += ["--seeds", "0", "--", *QUICK, "--epochs", "2"]
     log = Run.log
 
     def log_then_stop(run, stage, row):

@@ -11,7 +11,7 @@ from dataloader import Standardiser, hold_out_validation
 from experiment.flags import parse_args
 from files import InputError
 
-QUICK = ["--GAN-epochs", "2", "--epochs", "1", "--fused-channels", "16", "--batch-size", "6"]
+QUICK = ["--GAN-epochs", "1", "--epochs", "1", "--fused-channels", "16", "--batch-size", "6"]
 
 
 def related(corpus, noise):

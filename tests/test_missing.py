@@ -23,6 +23,7 @@ from synthetic import synthetic_corpus
 DIMS = {"text": 8, "visual": 6, "acoustic": 5}
 QUICK = ["--epochs", "2", "--GAN-epochs", "2", "--fused-channels", "16", "--device", "cpu", "--no-tensorboard"]
 QUICK.append("--no-pictures")
+BRIEF = [*QUICK, "--epochs", "1", "--GAN-epochs", "1"]
 
 
 def with_holes(corpus):
@@ -57,6 +58,14 @@ def finished(files, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "finished"
     flags = ["--features", str(files / "holes.pkl"), "--missing", "mask", "--out", str(directory)]
     assert train_IEMOCAP.main([*flags, *QUICK, "--pictures"]) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory):
+    """A run on a file without holes, by which nothing is masked."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_IEMOCAP.main(["--features", str(files / "whole.pkl"), "--out", str(directory), *QUICK]) == 0
     return directory
 
 
@@ -250,11 +259,8 @@ def test_training_sees_no_hidden_row_and_scoring_hides_nothing(files, tmp_path, 
 
     monkeypatch.setattr(GANFFN, "forward", watch)
     monkeypatch.setattr(train_IEMOCAP, "adversarial_step", watch_step)
-    flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "run"), *QUICK]
-    assert (
-        train_IEMOCAP.main([*flags, "--drop-modality", "visual:0.5", "--drop-modality", "text:0.2", "--no-pictures"])
-        == 0
-    )
+    flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "run"), *BRIEF]
+    assert train_IEMOCAP.main([*flags, "--drop-modality", "visual:0.5", "--drop-modality", "text:0.2"]) == 0
     assert all(not b.modality_mask["visual"][b.mask].all() for b in seen[True])
     assert all(not x[~b.has(m)].any() for b in seen[True] for m, x in b.features.items())
     assert seen[False] and not any(b.modality_mask for b in seen[False])
@@ -273,11 +279,10 @@ def test_a_file_with_holes_trains_with_mask_alone(files, finished, tmp_path, cap
     assert error.count("\n") == 1 and "add --missing mask" in error and not (tmp_path / "refused").exists()
 
 
-def test_a_whole_file_comes_to_the_same_bits_with_and_without_mask(files, tmp_path):
-    for name, more in (("refuse", []), ("mask", ["--missing", "mask"])):
-        flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / name), *QUICK]
-        assert train_IEMOCAP.main([*flags, *more]) == 0
-    assert same(weights(tmp_path / "refuse"), weights(tmp_path / "mask"))
+def test_a_whole_file_comes_to_the_same_bits_with_and_without_mask(files, whole, tmp_path):
+    flags = ["--features", str(files / "whole.pkl"), "--out", str(tmp_path / "mask"), *QUICK]
+    assert train_IEMOCAP.main([*flags, "--missing", "mask"]) == 0
+    assert same(weights(whole), weights(tmp_path / "mask"))
 
 
 def test_a_stopped_run_that_hides_ends_with_the_bits_of_one_never_stopped(files, tmp_path, monkeypatch):
@@ -307,10 +312,8 @@ def test_a_run_scores_and_exports_a_file_with_holes(files, finished, tmp_path, c
             assert gone.all(1).tolist() == lost.all(1).tolist() == gone.any(1).tolist()
 
 
-def test_a_run_on_whole_data_scores_a_file_with_holes_when_told(files, tmp_path, capsys):
-    run = str(tmp_path / "run")
-    assert train_IEMOCAP.main(["--features", str(files / "whole.pkl"), "--out", run, *QUICK]) == 0
-    flags = ["--evaluate", run, "--features", str(files / "holes.pkl")]
+def test_a_run_on_whole_data_scores_a_file_with_holes_when_told(files, whole, capsys):
+    flags = ["--evaluate", str(whole), "--features", str(files / "holes.pkl")]
     assert train_IEMOCAP.main(flags) == 2
     assert "--missing mask" in capsys.readouterr().err
     assert train_IEMOCAP.main([*flags, "--missing", "mask"]) == 0
@@ -363,7 +366,7 @@ def test_dialogues_without_an_array_are_masked_too(files, tmp_path):
     del nine[5][second]
     (tmp_path / "absent.pkl").write_bytes(pickle.dumps(tuple(nine)))
     flags = ["--features", str(tmp_path / "absent.pkl"), "--missing", "mask", "--out", str(tmp_path / "run")]
-    assert train_IEMOCAP.main([*flags, *QUICK]) == 0
+    assert train_IEMOCAP.main([*flags, *BRIEF]) == 0
 
 
 def test_export_to_a_folder_that_is_not_there_is_refused_before_scoring(finished, tmp_path, capsys):
@@ -379,7 +382,18 @@ def test_a_line_break_in_a_name_makes_no_second_line(capsys):
 
 
 def test_the_benchmark_prints_a_row_for_each_modality_and_share(files, tmp_path, capsys):
-    flags = ["--seeds", "0,1", "--shares", "0,1", "--csv", str(tmp_path / "missing.csv"), "--", *QUICK]
+    flags = [
+        "--seeds",
+        "0,1",
+        "--shares",
+        "0,1",
+        "--csv",
+        str(tmp_path / "missing.csv"),
+        "--",
+        *BRIEF,
+        "--GAN-epochs",
+        "0",
+    ]
     assert missing.main(["--features", str(files / "whole.pkl"), *flags]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| text", "| vis", "| aco"))]
     assert len(rows) == 6 and all(line.count("±") == 3 for line in rows)
@@ -414,7 +428,7 @@ def test_a_run_whose_held_out_utterances_all_lack_a_modality_is_reported(corpus,
         dialogues[i] = replace(dialogues[i], features=features)
     write_nine_tuple(replace(corpus, dialogues=dialogues), tmp_path / "x.pkl")
     flags = ["--features", str(tmp_path / "x.pkl"), "--missing", "mask", "--out", str(tmp_path / "run")]
-    assert train_IEMOCAP.main([*flags, *QUICK]) == 0
+    assert train_IEMOCAP.main([*flags, *BRIEF]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["test"]["weighted_f1"] >= 0 and "fusion" not in report
 

@@ -11,7 +11,7 @@ import pytest
 from made_run import SETTINGS, corpus_of, data_of, make_run
 
 import compare
-from experiment import page
+from experiment import insight, page
 from experiment.calibration import Calibration, figures
 from experiment.insight import Map, gather, read_predictions, resample
 from experiment.page import main, write_page
@@ -26,6 +26,20 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     network, dialogues = make_run(folder / "run", corpus_of([9, 7, 12]), file=folder / "data.pkl")
     write_page(folder / "run", seen=gather(folder / "run", network=network, dialogues=dialogues))
+    return folder / "run"
+
+
+@pytest.fixture
+def any_map(monkeypatch):
+    """The points of a map are of no matter here, and take most of the time that a page does."""
+    monkeypatch.setattr(insight, "plane", lambda points: points[:, :2])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A run with its data, to be copied."""
+    folder = tmp_path_factory.mktemp("small")
+    make_run(folder / "run", corpus_of([5, 4]), file=folder / "data.pkl")
     return folder / "run"
 
 
@@ -68,8 +82,8 @@ def test_the_page_of_iemocaps_shape_is_at_most_two_megabytes(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "report.json", "predictions.csv", "history.csv", "GAN_loss.csv"])
 @pytest.mark.parametrize("how", ["missing", "damaged", "empty"])
-def test_a_missing_or_damaged_file_leaves_out_its_part_and_is_said(tmp_path, name, how):
-    make_run(tmp_path / "run", corpus_of([5, 4]), file=tmp_path / "data.pkl")
+def test_a_missing_or_damaged_file_leaves_out_its_part_and_is_said(small, any_map, tmp_path, name, how):
+    shutil.copytree(small, tmp_path / "run")
     path = tmp_path / "run" / name
     if how == "missing":
         path.unlink()
@@ -118,7 +132,7 @@ def test_a_run_of_an_older_version_has_a_page(tmp_path):
     ],
     ids=["one class", "300 classes", "60 speakers", "5,000 turns", "empty transcripts"],
 )
-def test_odd_runs_have_a_page(tmp_path, about):
+def test_odd_runs_have_a_page(any_map, tmp_path, about):
     layers = 0 if "speakers" in about else 2  # 7,200 relations take their time
     settings = SETTINGS.replace(classifier__graph_layers=layers)
     network, dialogues = make_run(tmp_path / "run", corpus_of(**about), settings=settings)
@@ -146,7 +160,7 @@ def test_no_directory_is_said_in_a_line(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_nothing_in_the_data_ends_their_element(tmp_path):
+def test_nothing_in_the_data_ends_their_element(any_map, tmp_path):
     hostile = ["</script><script>alert(1)</script>", "<!--<script>", "javascript:alert(1)", "\u202eabc", "x" * 10_000]
     names = ("</script>", "a\u202eb", "<img src=x onerror=alert(1)>")
     network, dialogues = make_run(tmp_path / "run", corpus_of([5, 5], names, sentences=hostile))
@@ -162,7 +176,7 @@ def test_the_bootstrap_knows_a_hand_worked_case():
     assert set(np.round(drawn.weighted_f1, 3)) == {0.0, 100.0, round(200 / 3, 3)}
 
 
-def test_several_seeds_have_a_page_of_spread_and_ensemble(tmp_path):
+def test_several_seeds_have_a_page_of_spread_and_ensemble(any_map, tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / "plan" / f"seed{seed}", corpus_of([9, 7]), seed=seed)
     seen = gather(tmp_path / "plan")
@@ -225,7 +239,7 @@ def test_a_page_of_one_run_or_over_an_input_is_refused(tmp_path, capsys):
     assert (tmp_path / "two" / "config.json").read_bytes() == before
 
 
-def test_a_page_is_not_written_over_what_it_is_of(tmp_path, capsys):
+def test_a_page_is_not_written_over_what_it_is_of(any_map, tmp_path, capsys):
     make_run(tmp_path / "run", corpus_of([5, 4]), file=tmp_path / "data.pkl")
     for out in (tmp_path / "run" / "config.json", tmp_path / "data.pkl"):
         before = out.read_bytes()
@@ -235,7 +249,7 @@ def test_a_page_is_not_written_over_what_it_is_of(tmp_path, capsys):
         assert [main([str(tmp_path / "run"), "--out", str(out)]) for _ in range(2)] == [0, 0]
 
 
-def test_utterances_without_a_label_are_left_out_and_said(tmp_path):
+def test_utterances_without_a_label_are_left_out_and_said(any_map, tmp_path):
     network, dialogues = make_run(tmp_path / "run", corpus_of([9, 7]))
     path = tmp_path / "run" / "predictions.csv"
     table = pd.read_csv(path, dtype=str)

@@ -140,27 +140,24 @@ def test_both_are_run_on_the_same_corpus_and_shown(command, tmp_path, capsys):
     assert command(*job, "--defects", "padding,min-max,test-loss") == 0
 
 
-@pytest.mark.parametrize("stage", ["adversarial", "classifier"])
-def test_a_job_that_is_stopped_goes_on_to_the_same_weights_and_is_then_finished(
-    stage, command, tmp_path, monkeypatch, capsys
-):
+def test_a_job_that_is_stopped_goes_on_to_the_same_weights_and_is_then_finished(command, tmp_path, monkeypatch, capsys):
     def job(name):
         return command("--out", str(tmp_path / name), "--epochs", "2")
 
-    log, last, weights = Run.log, reference.evaluate, {}
+    log, last, weights, stops = Run.log, reference.evaluate, {}, [("adversarial", 1), ("classifier", 1)]
 
     def log_then_stop(run, at, row):
         log(run, at, row)
-        run.stop_requested = (at, row["epoch"]) == (stage, 1)
+        run.stop_requested = (at, row["epoch"]) in stops
 
     monkeypatch.setattr(
         reference, "evaluate", lambda network, d: weights.update(now=copied(network)) or last(network, d)
     )
     with monkeypatch.context() as patch:
         patch.setattr(Run, "log", log_then_stop)
-        assert job("stopped") == 130
-    number = 1 if stage == "adversarial" else 2
-    assert f"Stopped at epoch 2 of stage {number}. The same command goes on." in capsys.readouterr().err
+        for number in (1, 2):
+            assert job("stopped") == 130
+            assert f"Stopped at epoch 2 of stage {number}. The same command goes on." in capsys.readouterr().err
     assert job("stopped") == 0
     gone_on = weights.pop("now")
     assert job("whole") == 0

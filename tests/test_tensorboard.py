@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
 from dataloader import Standardiser, collate
-from experiment.insight import gather
+from experiment import insight
 from experiment.settings import ClassifierSettings, FusionSettings
 from experiment.tensorboard import Curves, Writer, discriminators_right, finish, mean_curves, tag_of
 from experiment.trained import build_network, shape_of
@@ -67,9 +67,10 @@ def test_the_tags_of_curves_are_in_the_glossary():
         assert f"`{tag_of('classifier', column).split('/')[0]}/" in GLOSSARY
 
 
-def test_the_end_of_a_run_is_written(tmp_path):
+def test_the_end_of_a_run_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(insight, "plane", lambda points: points[:, :2])  # the points of maps are of no matter
     network, dialogues = make_run(tmp_path / "run", corpus_of([9, 7]))
-    seen = gather(tmp_path / "run", network=network, dialogues=dialogues)
+    seen = insight.gather(tmp_path / "run", network=network, dialogues=dialogues)
     finish(seen)
     finish(seen)  # made again, nothing is there twice
     found = values(tmp_path / "run" / "tensorboard")
