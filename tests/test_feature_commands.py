@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import resource
+import runpy
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -31,7 +33,6 @@ from files import InputError
 
 IDS = list(LENGTHS)
 ROOT = Path(feature_files.__file__).parent.parent
-TEXT = {"capture_output": True, "text": True}
 
 
 def inspect(path, capsys):
@@ -144,7 +145,7 @@ def test_inspect_draws_a_picture(save, tmp_path, case):
     if case == "nan":
         nine[3][next(iter(nine[3]))][:] = np.nan
     if case == "many classes":
-        nine = make_nine({"a": 150, "b": 150}, classes=150)
+        nine = make_nine({"a": 60, "b": 60}, classes=60)
         nine[7], nine[8] = ["a"], ["b"]
     if case == "constant":
         nine[3] = {i: np.ones_like(rows) for i, rows in nine[3].items()}
@@ -550,10 +551,19 @@ def test_errors_are_one_line_and_exit_status_2(save, tmp_path, capsys):
         assert shown.err.count("\n") == 1 and shown.out == ""
 
 
-def test_as_a_script(tmp_path):
-    arguments = [sys.executable, "-m", "feature_files", "inspect", "absent.pkl"]
-    done = subprocess.run(arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, **TEXT)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent.pkl" in done.stderr
+def test_as_a_script(tmp_path, monkeypatch, capsys):
+    """As ``python -m`` runs it, in this process; in one of its own: test_feature_attacks.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["feature_files", "inspect", "absent.pkl"])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module("feature_files", run_name="__main__", alter_sys=True)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "absent.pkl" in error
 
 
 def test_the_readme_lists_the_layouts():

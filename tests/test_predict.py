@@ -518,7 +518,7 @@ def test_the_report_says_how_calibrated_the_run_is(folder):
 
 
 def test_without_held_out_dialogues_probabilities_are_uncalibrated_unless_folds_are_asked_for(folder, tmp_path, capsys):
-    flags = ["--features", str(folder / "small.pkl"), *QUICK, "--epochs", "1"]
+    flags = ["--features", str(folder / "small.pkl"), *QUICK, "--epochs", "1", "--GAN-epochs", "0"]
     assert train_IEMOCAP.main([*flags, "--out", str(tmp_path / "plain")]) == 0
     assert not load(tmp_path / "plain", "cpu").calibrated
     assert json.loads((tmp_path / "plain" / "report.json").read_text())["calibration"]["after"] is None
