@@ -1,6 +1,7 @@
 """What got through once: hostile text, small files that unfold, odd files and flags, streams that are closed."""
 
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from attacks import downloads, driver, features, runs
 from feature_content import LENGTHS, make_nine, refusal
+from matplotlib.figure import Figure
 
 import feature_files
 from feature_files import commands
@@ -23,8 +25,11 @@ SECONDS, MEMORY = 60, 2**28  # of files of a megabyte; the machine may be busy
 
 @pytest.fixture(scope="module", autouse=True)
 def imported():
-    """Everything is imported before a child is forked, as in attack.py."""
+    """Everything is imported before a child is forked, as in attack.py; no child looks through it for garbage."""
     feature_files.main(["inspect", "/nowhere"])
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def held(one, folder):
@@ -177,7 +182,9 @@ def run(arguments, out=None, err=None):
 
 @pytest.mark.parametrize("streams", ["no reader", "full", "closed", "no errors", "none", "full errors"])
 @pytest.mark.parametrize("command", ["inspect", "convert"])
-def test_files_are_written_whatever_the_streams(save, tmp_path, streams, command):
+def test_files_are_written_whatever_the_streams(save, tmp_path, monkeypatch, streams, command):
+    # What is in the picture does not matter here, and to draw it takes most of the time.
+    monkeypatch.setattr(Figure, "savefig", lambda figure, where, **_: Path(where).write_bytes(bytes(2000)))
     path, written = save(tuple(make_nine())), tmp_path / "out.png"
     arguments = ["inspect", path, "--plot", written] if command == "inspect" else ["convert", path, written]
     reader, no_reader = os.pipe()
@@ -213,7 +220,10 @@ def test_a_file_never_takes_the_place_of_a_closed_stream(save, tmp_path):
 
 
 @all_of(one for one in runs.streams() if one.name in ("--help | true", "--help > /dev/full", "wrong flag 2>&-"))
-def test_as_a_program(one, tmp_path):
+def test_as_a_program(one, tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "features.pkl").touch()  # no line here reads it, and to train runs takes seconds
+    monkeypatch.setattr(runs, "made", lambda: tmp_path / "made")
     assert held(one, tmp_path) == ""
 
 
