@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from joblib.externals.loky.backend import resource_tracker
 from small import BARE, corpus, features, ran, train
 
 import train_IEMOCAP
@@ -68,8 +70,8 @@ def test_runs_made_one_by_one_are_gathered_and_what_lacks_is_trained(in_turn, fe
     assert status == 2 and error.count("\n") == 1 and "none of a run's" in error
 
 
-def test_a_gathered_run_of_other_flags_is_refused(features, tmp_path, command):
-    train(tmp_path / "run" / "seed0", "--features", features, *QUICK)
+def test_a_gathered_run_of_other_flags_is_refused(in_turn, features, tmp_path, command):
+    shutil.copytree(in_turn / "seed0", tmp_path / "run" / "seed0")
     argv = ["--features", features, *QUICK, "--lr", "0.1", "--seeds", "0,1", "--out", tmp_path / "run", "--resume"]
     status, _, error = command(*argv)
     assert status == 2 and error.count("\n") == 1 and "a run with another classifier.lr" in error
@@ -141,15 +143,19 @@ def test_a_job_does_not_die_of_what_a_scheduler_sends_to_all_processes(name, tmp
 @pytest.mark.skipif(not Path("/proc").exists(), reason="Linux only")
 def test_a_terminal_that_is_closed_does_not_end_joblibs_tracker():
     """joblib then wrote a traceback of each thing that it had told it of."""
-    show = """
-from experiment import jobs
-from joblib.externals.loky.backend.resource_tracker import _resource_tracker
-with jobs.pool(2, None):
-    print(open(f"/proc/{_resource_tracker._pid}/status").read())
-"""
-    argv = [sys.executable, "-c", show]
-    done = subprocess.run(argv, cwd=Path(jobs.__file__).parent.parent, capture_output=True, text=True, check=True)
-    (blocked,) = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SigBlk:")]
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        try:
+            tracker = resource_tracker._resource_tracker
+            tracker._fd = tracker._pid = None  # of the process that forked: here is none yet
+            with jobs.pool(2, None):
+                os.write(write, Path(f"/proc/{tracker._pid}/status").read_bytes())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        (blocked,) = [line.split()[1] for line in said if line.startswith("SigBlk:")]
+    os.waitpid(child, 0)
     assert int(blocked, 16) >> signal.SIGHUP - 1 & 1
 
 
