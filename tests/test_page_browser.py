@@ -72,7 +72,7 @@ def report(tmp_path_factory):
 
 
 def turns(shown):
-    return [int(item.get_attribute("id")[1:]) for item in shown.locator("#chat li.turn").all()]
+    return shown.locator("#chat li.turn").evaluate_all("all => all.map(e => Number(e.id.slice(1)))")
 
 
 def test_iemocaps_shape_opens(tmp_path, opened):
