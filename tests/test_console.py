@@ -1,14 +1,17 @@
 """What a run says and to whom: pipes that close, no terminal, Ctrl-C at any time, files others may read."""
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small import SHORT, corpus, features, train
 
 import train_IEMOCAP
@@ -36,9 +39,21 @@ def test_progress_without_a_terminal_is_a_line_at_the_start_and_some_later(featu
     assert not said.err
 
 
-def test_a_quick_run_says_the_last_epoch_of_each_stage_only(features, tmp_path, capsys):
-    train(tmp_path / "run", "--features", features, *SHORT)
-    spoken = re.findall(r"^stage \d, epoch \d of \d", capsys.readouterr().out, re.MULTILINE)
+@pytest.fixture(scope="module")
+def quick(features, tmp_path_factory):
+    """A run of a commit and under a umask of its own, to look at but not to change, and what it said."""
+    before, said = os.umask(0o027), io.StringIO()
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+            patch.setattr(run_directory, "git_commit", lambda: "abc+")
+            run = train(tmp_path_factory.mktemp("runs") / "quick", "--features", features, *SHORT)
+    finally:
+        os.umask(before)
+    return run, said.getvalue()
+
+
+def test_a_quick_run_says_the_last_epoch_of_each_stage_only(quick):
+    spoken = re.findall(r"^stage \d, epoch \d of \d", quick[1], re.MULTILINE)
     assert spoken == ["stage 1, epoch 2 of 2", "stage 2, epoch 2 of 2"]
 
 
@@ -64,19 +79,17 @@ def test_ctrl_c_while_packages_are_loaded_is_quiet(number, status, tmp_path):
     assert (process.returncode, error) == (status, "")
 
 
-def test_what_a_run_writes_is_readable_as_umask_says(features, tmp_path):
-    before = os.umask(0o027)
-    try:
-        run = train(tmp_path / "run", "--features", features, *SHORT)
-    finally:
-        os.umask(before)
+def test_what_a_run_writes_is_readable_as_umask_says(quick):
+    run, _ = quick
     modes = {str(p.relative_to(run)): p.stat().st_mode & 0o777 for p in run.rglob("*") if p.is_file()}
     assert {"checkpoints/best.safetensors", "checkpoints/fusion.safetensors", "report.json"} <= modes.keys()
     assert set(modes.values()) == {0o640}
 
 
-def test_pictures_can_be_left_out_and_change_nothing(features, tmp_path):
-    runs = [train(tmp_path / flag, "--features", features, *SHORT, flag) for flag in ("--pictures", "--no-pictures")]
+def test_pictures_can_be_left_out_and_change_nothing(quick, features, tmp_path, monkeypatch):
+    # What is in a picture does not matter here, and to draw it takes most of the time.
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, where: Path(where).write_bytes(b"drawn"))
+    runs = train(tmp_path / "run", "--features", features, *SHORT, "--pictures"), quick[0]
     drawn, plain = ({p.name for p in run.iterdir()} for run in runs)
     assert drawn - plain == {name for name in drawn if name.endswith((".png", ".html"))} != set()
     assert plain < drawn
@@ -112,10 +125,8 @@ def test_the_commit_is_named_and_marked_where_files_differ_from_it(tmp_path, mon
     assert commit_of() is None  # no Git
 
 
-def test_config_names_the_commit(features, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_directory, "git_commit", lambda: "abc+")
-    run = train(tmp_path / "run", "--features", features, *SHORT)
-    assert json.loads((run / "config.json").read_text())["git_commit"] == "abc+"
+def test_config_names_the_commit(quick):
+    assert json.loads((quick[0] / "config.json").read_text())["git_commit"] == "abc+"
 
 
 @pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="asks Linux")
