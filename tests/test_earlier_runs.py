@@ -64,7 +64,7 @@ def stopped(features, tmp_path_factory):
         return train(directory, "--features", features, *SHORT, "--valid", "0.2", status=130)
 
 
-@pytest.mark.parametrize("gpus, said", [(1, "1 GPUs"), (2, "2 GPUs"), (0, None)])
+@pytest.mark.parametrize("gpus, said", [(2, "2 GPUs"), (0, None)])
 def test_a_run_goes_on_where_there_are_other_gpus(gpus, said, stopped, finished, tmp_path, capsys):
     run = shutil.copytree(stopped, tmp_path / "run")
     last = run / "checkpoints" / "last.pt"
