@@ -88,7 +88,7 @@ def test_what_a_run_writes_is_readable_as_umask_says(quick):
 
 def test_pictures_can_be_left_out_and_change_nothing(quick, features, tmp_path, monkeypatch):
     # What is in a picture does not matter here, and to draw it takes most of the time.
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, where: Path(where).write_bytes(b"drawn"))
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, where: where.write_bytes(b"drawn"))
     runs = train(tmp_path / "run", "--features", features, *SHORT, "--pictures"), quick[0]
     drawn, plain = ({p.name for p in run.iterdir()} for run in runs)
     assert drawn - plain == {name for name in drawn if name.endswith((".png", ".html"))} != set()

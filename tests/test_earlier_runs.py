@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.torch import load_file, save_file
 from small import SHORT, corpus, features, moved, same, small_corpus, train, weights, write
 
@@ -160,7 +161,9 @@ def test_a_file_with_a_test_split_alone_is_scored(corpus, finished, tmp_path):
     assert again["test"] == first["test"] and again["valid"] is None
 
 
-def test_training_dialogues_in_another_file_are_scored_with_a_warning(corpus, finished, tmp_path, capsys):
+def test_training_dialogues_in_another_file_are_scored_with_a_warning(corpus, finished, tmp_path, capsys, monkeypatch):
+    # What is in a picture does not matter here, and to draw it takes most of the time.
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, where: where.write_bytes(b"drawn"))
     known = json.loads((finished / "config.json").read_text())["splits"]["train"]
     path = write(resplit(corpus, test=[*known[:2], *corpus.splits["test"]]), tmp_path / "other.pkl")
     capsys.readouterr()

@@ -516,7 +516,7 @@ def test_iemocap_from_its_release_to_a_trained_run_and_features_of_a_new_recordi
 def test_a_recording_without_a_transcript_is_heard_by_a_recogniser(tmp_path, networks, capsys, monkeypatch):
     whisper = tiny("recogniser", tmp_path / "whisper")
     talked, out = wav(tmp_path / "talk.wav", tone(32.0)), tmp_path / "talk.safetensors"
-    flags = ["--recording", str(talked), "--out", str(out), *encoder_flags(networks)]
+    flags = ["--recording", str(talked), "--out", str(out), *encoder_flags(networks), "--workers", "0"]
     assert extract_features.main(flags) == 2
     assert "--transcribe transformers:WHISPER_MODEL" in capsys.readouterr().err
     flags += ["--transcribe", f"transformers:{whisper}"]
@@ -583,9 +583,8 @@ def test_the_preset_for_a_gpu_runs_on_models_of_its_kinds(tmp_path, monkeypatch,
         [{"dialogue": "d", "utterance": "u", "speaker": "A", "text": "hello.", "video": "talk.mp4"}],
     )
     out = tmp_path / "a.safetensors"
-    assert (
-        extract_features.main(["--manifest", str(path), "--preset", "gpu", "--out", str(out), "--device", "cpu"]) == 0
-    )
+    flags = ["--manifest", str(path), "--preset", "gpu", "--out", str(out), "--device", "cpu", "--workers", "0"]
+    assert extract_features.main(flags) == 0
     rows = load_file(out)
     assert {m: rows[m].shape for m in specs} == {"text": (1, 16), "acoustic": (1, 16), "visual": (1, 12)}
     assert all(np.isfinite(rows[m]).all() and rows[m].any() for m in specs)

@@ -1,5 +1,6 @@
 """One run over several processes: the same losses and weights as one, whole dialogues, one voice, and ways to stop."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -43,6 +44,14 @@ def features(tmp_path_factory):
     path = tmp_path_factory.mktemp("features") / "small.safetensors"
     write_container(replace(corpus, dialogues=dialogues), path)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """No process that is forked looks through what is imported for garbage: that copies it."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
