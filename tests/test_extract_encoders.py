@@ -2,16 +2,18 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from extraction import RATE, astronaut, flat, manifest, speak, tiny, tone, video
+from PIL import Image
 from safetensors.numpy import load_file
 
+import extract_features
 import feature_files
 from extract import acoustic, models
 from extract.encoders import PRESETS, Settings, encoders
@@ -160,41 +162,30 @@ def test_pictures_are_averaged_by_utterance(tmp_path):
     assert rows[0] == pytest.approx((rows[1] + rows[2]) / 2, abs=1e-5)
 
 
-# Run in a process of its own, since torchvision stays in the one that imports it.
-TIMM = """
-import sys, torch
-try:
-    import torchvision
-except RuntimeError:  # built for another torch: the operators that it looks for are declared, and none is used
-    from torch import library as operators
-    declared = operators.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import numpy as np, timm
-from pathlib import Path
-from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
-from timm.models import save_for_hf
-import extract_features
-from extract.encoders import Settings, encoders
-from feature_files.container import other_encoder, sha256_of
+def timm_is_right(folder, listed, out, pictures):
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:  # built for another torch: the operators that it looks for are declared, and none is used
+        declared = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+    from timm.models import save_for_hf
 
-folder, listed, out, pictures = sys.argv[1:]
-torch.manual_seed(0)
-network = timm.create_model("test_vit", num_classes=0).eval()
-save_for_hf(network, folder, safe_serialization=True)
-pictures = list(np.load(pictures))
-settings = Settings(text="none", acoustic="none", visual=f"timm:{folder}", face="none")
-(encoder,) = encoders(settings, "cpu", sha256_of).values()
-rows = encoder.load()([pictures, pictures[:1]])
-prepare = create_transform(**resolve_model_data_config(network), is_training=False)
-with torch.no_grad():
-    slow = np.concatenate([network(prepare(Image.fromarray(p))[None]).numpy() for p in pictures])
-assert np.allclose(rows, [slow.mean(0), slow[0]], atol=1e-5) and not np.allclose(rows[0], rows[1])
-assert encoder.about["revision"].startswith("sha256 ") and encoder.about["packages"]["timm"]
-flags = ["--manifest", listed, "--out", out, "--text", "none", "--acoustic", "none", "--face", "none"]
-sys.exit(extract_features.main([*flags, "--visual", f"timm:{folder}", "--device", "cpu", "--workers", "0"]))
-"""
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit", num_classes=0).eval()
+    save_for_hf(network, folder, safe_serialization=True)
+    encoder, encode = opened(visual=f"timm:{folder}")
+    rows = encode([pictures, pictures[:1]])
+    prepare = create_transform(**resolve_model_data_config(network), is_training=False)
+    with torch.no_grad():
+        slow = np.concatenate([network(prepare(Image.fromarray(p))[None]).numpy() for p in pictures])
+    assert np.allclose(rows, [slow.mean(0), slow[0]], atol=1e-5) and not np.allclose(rows[0], rows[1])
+    assert encoder.about["revision"].startswith("sha256 ") and encoder.about["packages"]["timm"]
+    flags = ["--manifest", str(listed), "--out", str(out), "--text", "none", "--acoustic", "none", "--face", "none"]
+    flags += ["--visual", f"timm:{folder}", "--device", "cpu", "--workers", "0"]
+    assert extract_features.main(flags) == 0
 
 
 def test_timm_gives_what_its_network_says_of_each_picture(tmp_path):
@@ -203,15 +194,23 @@ def test_timm_gives_what_its_network_says_of_each_picture(tmp_path):
     if beside and not Path(beside).is_dir():
         pytest.skip("timm is not installed (pip install -r requirements-timm.txt, or make extract)")
     pictures = [flat(200, 30, 30), astronaut()[:48, :64]]
-    np.save(tmp_path / "pictures.npy", pictures)
     video(tmp_path / "talk.mp4", pictures * 5)
     turn = {"dialogue": "d", "utterance": "u", "speaker": "A", "video": "talk.mp4"}
     listed, out = manifest(tmp_path / "talk.csv", [turn]), tmp_path / "a.safetensors"
-    paths = map(str, (tmp_path / "network", listed, out, tmp_path / "pictures.npy"))
-    root = str(Path(__file__).parent.parent)
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, beside]))}
-    ran = subprocess.run([sys.executable, "-c", TIMM, *paths], capture_output=True, text=True, env=found, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    if not (child := os.fork()):  # torchvision stays in the process that imports it
+        status = 1
+        try:
+            torch.set_num_threads(1)  # others did not come along into the child
+            sys.path[:0] = filter(None, [beside])
+            importlib.invalidate_caches()
+            timm_is_right(tmp_path / "network", listed, out, pictures)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     row = load_file(out)["visual"]
     assert row.shape[0] == 1 and np.isfinite(row).all() and row.any()
 
