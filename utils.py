@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -276,7 +277,7 @@ def finite_weights(module: nn.Module, where: str) -> None:
     Raises:
         TrainingError: If a weight is not finite.
     """
-    if not all(p.isfinite().all() for p in module.parameters()):
+    if not nn.utils.get_total_norm(module.parameters(), math.inf).isfinite():  # the largest weight
         raise TrainingError(
             f"{where}: weights became infinite or NaN; the last checkpoint is kept; lower the learning rate"
         )
