@@ -24,6 +24,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import utils
+from dataloader import hold_out_validation
 from experiment.corpus import load_corpus
 from experiment.flags import parse_args
 from experiment.run import Run
@@ -80,8 +81,9 @@ def count(flags: Sequence[str]) -> dict[str, float]:
     """
     settings = parse_args(flags).settings
     device = utils.choose_device(settings.run.device)
-    settings = settings.replace(fusion__epochs=1, classifier__epochs=1, run__device="cpu")
-    corpus = load_corpus(settings)
+    epochs = min(1, settings.fusion.epochs)  # without stage 1 generators learn more in stage 2
+    settings = settings.replace(fusion__epochs=epochs, classifier__epochs=1, run__device="cpu")
+    corpus = hold_out_validation(load_corpus(settings), settings.data.valid, settings.run.seed)
     data = common.standardised(corpus)
     torch.manual_seed(0)
     network = build_network(shape_of(corpus), settings.fusion, settings.classifier)

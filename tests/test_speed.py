@@ -40,3 +40,12 @@ def test_memory_is_that_of_the_process_which_was_watched_alone():
     said = subprocess.run(command, cwd=Path(flops.__file__).parent, stdout=subprocess.PIPE, text=True, check=True)
     large, small, status = map(float, said.stdout.split())
     assert small < 100 < 200 < large and status == 3
+
+
+def test_operations_are_those_of_the_stages_and_dialogues_that_the_job_has(corpus, features, monkeypatch):
+    monkeypatch.setattr(flops, "peak", lambda device: 1.0)
+    flags = ["--features", str(features), "--fused-channels", "16", "--device", "cpu"]
+    found = flops.count([*flags, "--GAN-epochs", "0", "--valid", "0.5"])
+    assert found["stage 1"] == 0 and found["utterances"] < sum(map(len, corpus.split("train")))
+    # All of three generators learns: four maps of 256 channels to 256, each multiplied by three times a step.
+    assert found["stage 2"] > found["utterances"] * 3 * 4 * 3 * 2 * 256**2
