@@ -368,16 +368,16 @@ class ChannelNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised channels; see the class."""
-        learning = self.training and not self.rests
-        if learning and parallel.dealt():
+        learning, dealt = self.training and not self.rests, parallel.dealt()
+        every = parallel.counted(len(x)) if learning and dealt else len(x)
+        if learning and dealt and every > 1:
             mean = parallel.together(parallel.mean_of(x.sum(0), len(x), of_all=True))
             variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x), of_all=True))
-            every = parallel.counted(len(x))
             self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(variance.detach() * every / max(1, every - 1), self.momentum)  # as torch's own
+            self.running_var.lerp_(variance.detach() * every / (every - 1), self.momentum)  # as torch's own
             self.num_batches_tracked += 1
             return (x - mean) / (variance + self.eps).sqrt()
-        if learning and len(x) > 1:
+        if learning and every > 1:
             return super().forward(x)
         return (x - self.running_mean) / (self.running_var + self.eps).sqrt()
 

@@ -27,6 +27,7 @@ from experiment.settings import AugmentationSettings, Settings
 from experiment.start import begin
 from experiment.trained import build_network
 from feature_files import write_container
+from model import ChannelNorm
 
 FLAGS = ["--GAN-epochs", "1", "--epochs", "2", "--fused-channels", "16", "--batch-size", "3", *BARE]
 ALIKE = ["--dropout", "0", "--missing", "mask", "--drop-modality", "text:0.2", "--class-weight"]
@@ -275,3 +276,12 @@ def test_flags_that_are_refused_on_one_host_end_the_others_in_a_line(refused, fe
     assert [status for status, _ in said] == [2, 2]
     assert said[1 - refused][1].startswith("error: torchrun: a process on another host has ended")
     assert said[1 - refused][1].count("\n") == 1
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_statistics_stay_where_a_whole_batch_has_a_modality_once_or_not_at_all(count, monkeypatch):
+    monkeypatch.setattr(parallel, "_factor", 1.0)  # within a step of several processes
+    norm = ChannelNorm(2)
+    norm.running_mean += 1
+    assert torch.allclose(norm(torch.full((count, 2), 3.0)), torch.full((count, 2), 2.0))
+    assert norm.running_mean.tolist() == norm.running_var.tolist() == [1, 1]
