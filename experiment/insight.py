@@ -459,6 +459,11 @@ def by_group(seen: Insight, kind: str) -> list[dict[str, Any]]:
     return rows
 
 
+def over_folds(figures: pd.Series | pd.DataFrame) -> pd.Series | pd.DataFrame:
+    """A row a run, by name; of seeds of folds a row a seed, the means over its folds: its folds are no more seeds."""
+    return figures.groupby(lambda name: name.partition("/")[0], sort=False).mean()
+
+
 def changed_settings(seen: Insight) -> dict[str, Any]:
     """The settings that differ from the defaults, by flag."""
     from experiment.settings import groups

@@ -26,7 +26,7 @@ import utils
 from dataloader import IGNORE_LABEL
 from experiment import calibration, svg
 from experiment.comparison import Predictions, aligned, distinct_names
-from experiment.insight import Insight, by_group, changed_settings, gather, resample
+from experiment.insight import Insight, by_group, changed_settings, gather, over_folds, resample
 from experiment.palette import colour, marker, plain
 from experiment.run_directory import read_config, unguarded
 from experiment.start import ending
@@ -145,8 +145,7 @@ def of_members(seen: Insight) -> pd.DataFrame:
     """Weighted F1, macro F1 and accuracy of every run; of seeds of folds, of every seed: the means over its folds."""
     names = ["weighted_f1", "macro_f1", "accuracy"]
     rows = {name: {k: report["test"].get(k, math.nan) for k in names} for name, report in seen.members.items()}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=names).astype(float)
-    return table.groupby(table.index.str.partition("/").get_level_values(0), sort=False).mean()
+    return over_folds(pd.DataFrame.from_dict(rows, orient="index", columns=names).astype(float))
 
 
 def _kept(seen: Insight) -> str:
@@ -203,7 +202,7 @@ def facts(seen: Insight) -> dict[str, str]:
 
 
 def class_rows(seen: Insight) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each class; F1 with the 95 % interval over dialogues, or over seeds' runs ±."""
+    """Precision, recall and F1 of each class; F1 with the 95 % interval over dialogues, of several runs ± too."""
     per_class = seen.scores.get("per_class")
     if not isinstance(per_class, dict):
         return []
@@ -216,15 +215,16 @@ def class_rows(seen: Insight) -> list[dict[str, Any]]:
     for i, (name, row) in enumerate(per_class.items()):
         if not isinstance(row, dict):
             continue
-        each = [r["test"]["per_class"][name]["f1"] for r in seen.members.values() if name in _per_class(r)]
+        each = {n: r["test"]["per_class"][name]["f1"] for n, r in seen.members.items() if name in _per_class(r)}
+        each = over_folds(pd.Series(each, dtype=float))
         rows.append(
             {
                 "i": i,
                 "name": plain(name),
                 **{k: row.get(k) for k in ("precision", "recall", "f1", "support")},
                 "interval": None if low is None else (float(low[i]), float(high[i])),
-                "mean": float(np.mean(each)) if each else None,
-                "deviation": utils.deviation(pd.Series(each)) if each else None,
+                "mean": float(each.mean()) if len(each) else None,
+                "deviation": utils.deviation(each),
             }
         )
     return rows
@@ -386,7 +386,7 @@ def render(seen: Insight) -> str:
     if seen.members:
         values = {n: float(r["test"].get("weighted_f1", math.nan)) for n, r in seen.members.items()}
         values = {n: v for n, v in values.items() if math.isfinite(v)}
-        interval = utils.interval(pd.Series(values))
+        interval = utils.interval(over_folds(pd.Series(values, dtype=float)))
         spread = part("spread", lambda: svg.dots(values, interval, "weighted F1 (%)", "Weighted F1 of every run"))
     content = {
         "title": plain(seen.directory.resolve().name or "run", 80),

@@ -15,10 +15,10 @@ import pandas as pd
 from cycler import cycler
 
 from experiment import calibration
-from experiment.insight import Insight, Map, resample
+from experiment.insight import Insight, Map, over_folds, resample
 from experiment.palette import COLOURS, colour, marker, number, plain
 from files import replacing
-from utils import deviation, interval
+from utils import interval
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend that needs no screen
@@ -253,17 +253,19 @@ def emotion_timeline(seen: Insight) -> plt.Figure:
 
 
 def spread(weighted_f1: Mapping[str, float], kind: str) -> plt.Figure:
-    """Weighted F1 of every run of one kind, with their mean and, of several, its 95 % interval.
+    """Weighted F1 of every run, with their mean and, of several seeds or else folds, its 95 % interval over these.
 
     Args:
-        weighted_f1: Name of the run to its weighted F1 in percent.
-        kind: ``seed`` or ``fold``.
+        weighted_f1: Name of the run, without its kind, to its weighted F1 in percent.
+        kind: ``seed``, those of folds among them, or ``fold``.
     """
     values = pd.Series(weighted_f1)
+    means = over_folds(values)
+    one = f"one {kind}" if len(means) == len(values) else f"one fold of a {kind}"
     figure, axis = plt.subplots(figsize=(min(PAGE, 2 + 0.3 * max(5, len(values))), 2.8))
-    axis.plot([name_of(n, 12) for n in values.index], values, "o", label=f"one {kind}")
-    axis.axhline(values.mean(), color="0.3", marker="", label=f"mean {values.mean():.2f}")
-    if span := interval(values):
+    axis.plot([name_of(n, 12) for n in values.index], values, "o", label=one)
+    axis.axhline(means.mean(), color="0.3", marker="", label=f"mean {means.mean():.2f}")
+    if span := interval(means):
         axis.axhspan(*span, color="0.85", label=f"95 % interval of the mean, {span[0]:.2f} to {span[1]:.2f}")
     axis.set(xlabel=kind, ylabel="weighted F1 on test (%)")
     axis.margins(0.15, 0.3)
@@ -305,14 +307,15 @@ def _map(seen: Insight, name: str) -> plt.Figure | None:
 
 
 def _classes(seen: Insight) -> plt.Figure:
-    """F1 of each class: the mean over runs ± standard deviation, or one run's with a bootstrap's interval."""
+    """F1 of each class: of several seeds, or else folds, mean ± standard deviation; of one a bootstrap's interval."""
     per_class = seen.scores["per_class"]
     f1 = [row["f1"] for row in per_class.values()]
-    if len(seen.members) > 1:
-        every = [pd.Series([r["test"]["per_class"][n]["f1"] for r in seen.members.values()]) for n in per_class]
-        f1, half = [each.mean() for each in every], [deviation(each) or 0 for each in every]
-        ends = np.subtract(f1, half), np.add(f1, half)
-        return per_class_f1(list(per_class), f1, *ends, f"mean of {len(seen.members)} runs ± standard deviation")
+    runs = {m: {n: r["test"]["per_class"][n]["f1"] for n in per_class} for m, r in seen.members.items()}
+    means = over_folds(pd.DataFrame.from_dict(runs, orient="index", dtype=float))
+    if len(means) > 1:
+        f1, half = means.mean(), means.std()
+        about = f"mean of {len(means)} {next(iter(runs))[:4]}s ± standard deviation"
+        return per_class_f1(list(per_class), f1, f1 - half, f1 + half, about)
     if not len(seen.table) or seen.table["dialogue"].nunique() < 2:
         return per_class_f1(list(per_class), f1, f1, f1, "no interval: too few dialogues")
     labels, predicted = (seen.table[c].to_numpy() for c in ("label", "predicted"))

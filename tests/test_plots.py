@@ -1,16 +1,19 @@
 """The pictures: colours that everyone can tell apart, names that stay names, and few seconds."""
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_run import corpus_of, make_run
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from experiment import plots, svg
-from experiment.insight import Map, fused_map, gather
+from experiment import page, plots, svg
+from experiment.insight import Insight, Map, fused_map, gather
 from experiment.palette import COLOURS, MARKERS, colour, marker, plain
+from utils import interval
 
 # Linear RGB as a reader with deuteranopia or protanopia sees it (Machado et al. 2009, severity 1).
 SEEN_BY = {
@@ -178,3 +181,25 @@ def test_a_modality_looks_the_same_whatever_others_a_run_has():
         for whole, part in zip(legends, shown, strict=True):
             assert set(part.removesuffix("</ul>").split("</li>")) <= set(whole.removesuffix("</ul>").split("</li>"))
             assert part.count("<li>") == len(some)
+
+
+def test_folds_of_a_seed_are_not_counted_as_seeds(monkeypatch):
+    """A session is easier than another: that is no spread of seeds, and the runs of one are not independent."""
+    f1 = {"seed0/foldSes01": 50.0, "seed0/foldSes02": 70.0, "seed1/foldSes01": 51.0, "seed1/foldSes02": 71.0}
+    classes = ("sad", "calm")
+    reports = {n: {"test": {"weighted_f1": x, "per_class": {c: {"f1": x} for c in classes}}} for n, x in f1.items()}
+    table = pd.DataFrame({"dialogue": "a", "label": [0, 1], "predicted": [0, 1]})
+    seen = Insight(Path(), label_names=classes, table=table, probabilities=np.eye(2), members=reports)
+    drawn = []
+    monkeypatch.setattr(plots, "per_class_f1", lambda *given: drawn.append(given))
+    plots.pictures(seen)["per_class_f1"]()
+    (_, mean, low, _, about) = drawn[0]
+    assert (mean["sad"], low["sad"]) == (60.5, 60.5 - 0.5**0.5) and about.startswith("mean of 2 seeds")
+    low, high = interval(pd.Series([60.0, 61.0]))
+    with plots.style():
+        figure = plots.pictures(seen)["spread"]()
+        said = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        plots.plt.close(figure)
+    assert said == ["one fold of a seed", "mean 60.50", f"95 % interval of the mean, {low:.2f} to {high:.2f}"]
+    row = page.class_rows(seen)[0]
+    assert (row["mean"], row["deviation"]) == (60.5, 0.5**0.5)
