@@ -567,7 +567,8 @@ class AdversarialFusion(nn.Module):
     One generator and one discriminator a modality, for any number of modalities. Both sides of every game are fused
     features, in one space that all generators shape (after ARGF, arXiv 1911.07848): D_k tells the shared channels s_k
     of modality k from the s_m of every other modality m, six ordered pairs (m, k) for three modalities. The game is the
-    regularised relativistic one of R3GAN (arXiv 2501.05441, equations 2 and 5), over real utterances only::
+    regularised relativistic one of R3GAN (arXiv 2501.05441, equations 2 and 5), over real utterances only. There the
+    two sides of a pair are drawn independently; here s_m and s_k are of one utterance::
 
         D_k minimises  E softplus(D_k(s_m) - D_k(s_k)) + gamma/2 (E |grad D_k(s_k)|^2 + E |grad D_k(s_m)|^2)
         G_m minimises  10 E softplus(D_k(s_k) - D_k(s_m))   adversarial; s_k rests
@@ -581,7 +582,7 @@ class AdversarialFusion(nn.Module):
     The reference's losses, for comparison, are binary cross entropy without penalties and nothing else::
 
         D_k minimises  E softplus(-D_k(s_k)) + E softplus(D_k(s_m))
-        G_m minimises  E softplus(-D_k(s_m))
+        G_m minimises  10 E softplus(-D_k(s_m))
 
     Args:
         dims: Modality to width.
@@ -875,6 +876,8 @@ class RelationalConvolution(nn.Module):
 
 class NodalAttention(nn.Module):
     """Attention of every utterance over its whole dialogue, as DialogueGCN's (arXiv 1908.11540, equations 10 to 12).
+
+    But for the scale: products are divided by the root of the width (arXiv 1706.03762, equation 1).
 
     Shapes:
         x, result: ``[B, T, d]``; mask: ``[B, T]``.

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py
     python benchmarks/scale.py --out runs/scale -- --fused-channels 64
-    python benchmarks/scale.py --million    # 1,000,000 utterances of 3,000 features: 12 GB of disk, and hours
+    python benchmarks/scale.py --million    # 1,000,000 utterances of 3,000 features: 13 GB of disk, and hours
 
 Made-up features are written as containers, which are mapped into memory, and ``train_IEMOCAP.py``'s ``run_seed``
 learns from each in a process of its own, with the flags after ``--``. Three groups:
