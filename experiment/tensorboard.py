@@ -297,15 +297,21 @@ def _projector(writer: Writer, seen: Insight, most: int = 500) -> None:
 
 
 def mean_curves(directory: Path) -> None:
-    """Write the mean of the runs' curves, and it ± their standard deviation, as three runs of their own."""
+    """Write the mean of the runs' curves, and it ± their standard deviation, as three runs of their own.
+
+    Of seeds of folds the deviation is that of the seeds, each the mean over its folds.
+    """
     folder = directory / FOLDER
     for stage, name in (("adversarial", "GAN_loss.csv"), ("classifier", "history.csv")):
-        tables = [read_curves(path / name) for path in several(directory) if (path / name).exists()]
+        paths = [path for path in several(directory) if (path / name).exists()]
+        tables = [read_curves(path / name) for path in paths]
         if not tables:
             continue
         length = min(map(len, tables))
         columns = [c for c in tables[0][0] if all(c in rows[0] for rows in tables) and c != "epoch"]
-        values = np.array([[[row[c] for c in columns] for row in rows[:length]] for rows in tables])  # [runs, E, C]
+        runs = np.array([[[row[c] for c in columns] for row in rows[:length]] for rows in tables])  # [runs, E, C]
+        seeds = np.array([path.relative_to(directory).parts[0] for path in paths])
+        values = np.stack([runs[seeds == seed].mean(0) for seed in dict.fromkeys(seeds)])
         mean = values.mean(0)
         deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
         curves = {"mean": mean, "mean_plus_deviation": mean + deviation, "mean_minus_deviation": mean - deviation}

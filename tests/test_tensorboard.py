@@ -138,3 +138,14 @@ def test_nothing_needs_tensorboard_itself(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     for name in ("tensorboard", "look", "page"):
         runpy.run_path(str(Path(__file__).parent.parent / "experiment" / f"{name}.py"))
+
+
+def test_the_deviation_of_seeds_of_folds_is_that_of_the_seeds(tmp_path):
+    for seed, fold, loss in ((0, 1, 0), (0, 2, 8), (1, 1, 2), (1, 2, 10)):
+        name = f"seed{seed}/fold{fold}of2"
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "report.json").touch()
+        (tmp_path / name / "history.csv").write_text(f"epoch,train_loss\n1,{loss}\n")
+    mean_curves(tmp_path)
+    found = {k: values(tmp_path / "tensorboard" / k)[0][2].simple_value for k in ("mean", "mean_plus_deviation")}
+    assert found == pytest.approx({"mean": 5, "mean_plus_deviation": 5 + 2**0.5})
