@@ -202,7 +202,7 @@ def train_adversarial_fusion(
 
 
 def optimizer_of_discriminators(fusion: AdversarialFusion, lr: float) -> torch.optim.Optimizer:
-    """Adam with little momentum and no decay, as R3GAN's discriminators have it."""
+    """Adam without decay, as R3GAN's discriminators have it; the momentum is 0.5, theirs is 0."""
     return utils.AdamW(fusion.discriminators.parameters(), lr, betas=(0.5, 0.99), weight_decay=0)
 
 
