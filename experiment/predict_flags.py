@@ -77,8 +77,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag in ("out", "json", "quiet", "split"):
         if getattr(args, flag) and not (args.file or args.manifest or args.recording):
             parser.error(f"--{flag} goes with a FILE; leave it out with {asked[0]}")
-    if args.transcribe and (args.transcript or not args.recording):
-        parser.error("--transcribe goes with --recording, and not with --transcript; leave one out")
+    for flag in ("speakers", "transcript", "transcribe"):
+        if getattr(args, flag) is not None and not args.recording:
+            parser.error(f"--{flag} goes with --recording; leave it out with {asked[0]}")
+    if args.cache != parser.get_default("cache") and not (args.recording or args.manifest):
+        parser.error(f"--cache goes with --recording and --manifest; leave it out with {asked[0]}")
+    if args.transcribe and args.transcript:
+        parser.error("--transcribe does not go with --transcript; leave one out")
     if args.strict and not args.stream:
         parser.error("--strict goes with --stream; leave it out")
     return args

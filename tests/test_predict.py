@@ -564,3 +564,19 @@ def test_folds_are_pooled_and_seeds_of_folds_make_an_ensemble(folder, tmp_path, 
     assert sum(above["ensemble"]["support"]) == summed.sum() and "per_class_f1" in above
     assert "Pooled over" in said and "an ensemble, not a single network" in said and "Chosen on test" in said
     assert re.search(r"\nSeed 0:\n2 folds, .*\nSeed 1:\n2 folds, .*\n2 seeds, ", said, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["RUN", "FILE", "--speakers", "2"], "--speakers goes with --recording; leave it out with FILE"),
+        (["RUN", "--manifest", "FILE", "--transcript", "FILE"], "--transcript goes with --recording"),
+        (["RUN", "--stream", "--cache", "FOLDER"], "--cache goes with --recording and --manifest"),
+        (["RUN", "--recording", "FILE", "--transcript", "FILE", "--transcribe", "a:b"], "with --transcript;"),
+    ],
+)
+def test_flags_of_recordings_are_refused_where_they_do_nothing(capsys, flags, says):
+    with pytest.raises(SystemExit) as stop:
+        predict.main(flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1
