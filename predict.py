@@ -36,7 +36,7 @@ from dataloader import IGNORE_LABEL
 from experiment.console import leave, say
 from experiment.evaluation import utterance_table, write_predictions
 from experiment.prediction import Embedding, Model, load
-from experiment.run_directory import run_of
+from experiment.run_directory import run_of, unfinished_notes
 from files import InputError, complain, printable, spare
 
 __all__ = ["Embedding", "Model", "load", "main"]
@@ -158,6 +158,8 @@ def answer(args: argparse.Namespace) -> int:
     """
     try:
         model = load(args.run, args.device)
+        for note in unfinished_notes(model.unfinished, "weights") if args.stream or args.export else ():
+            complain(f"note: {note}")
         if args.stream:
             from experiment.streaming import Stream, answer_lines
 

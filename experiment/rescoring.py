@@ -12,7 +12,7 @@ from experiment.evaluation import assess
 from experiment.flags import Command
 from experiment.look import leave_a_look
 from experiment.prediction import Model, assess_model, load
-from experiment.run_directory import locked, prepare_directory, read_config, splits_of, write_json
+from experiment.run_directory import locked, prepare_directory, read_config, splits_of, unfinished_notes, write_json
 from experiment.settings import Settings
 from files import InputError, complain
 
@@ -35,6 +35,8 @@ def rescore(command: Command, settings: Settings, corpus: Corpus) -> str:
     config = read_config(directory)
     model = load(directory, settings.run.device)
     check_shape(corpus, config["corpus"], directory)
+    for note in unfinished_notes(model.unfinished, "weights"):
+        complain(f"note: {note}")
     several = len(model.members) > 1
     if command.export_fused and several:
         one = directory / model.members[0].name

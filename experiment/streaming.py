@@ -340,7 +340,7 @@ def answer_lines(stream: Stream, source: BinaryIO, sink: TextIO, *, strict: bool
     Returns:
         The exit status: 0, or 2 if any turn was refused.
     """
-    if not stream.model.calibrated:
+    if not stream.model.calibrated and not stream.model.unfinished:
         complain("note: the probabilities are uncalibrated; train with --valid 0.1 or --calibrate 5")
     refused, number = 0, 0
     while line := source.readline(LONGEST_LINE + 1):

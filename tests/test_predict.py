@@ -580,3 +580,15 @@ def test_flags_of_recordings_are_refused_where_they_do_nothing(capsys, flags, sa
         predict.main(flags)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and says in error and error.count("\n") == 1
+
+
+def test_the_other_uses_of_a_run_that_is_not_finished_say_so(folder, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(folder / "run" / "seed0", tmp_path / "run")
+    (run / "checkpoints" / "last.pt").touch()
+    note = f"note: {run}: not finished; these are its weights so far; finish it with --resume\n"
+    assert train_IEMOCAP.main(["--evaluate", str(run), "--device", "cpu"]) == 0
+    assert note in capsys.readouterr().err
+    for flags in (["--stream"], ["--export", "model.onnx"]):
+        monkeypatch.setattr("experiment.export.export", lambda *_: "written")
+        predict.main([str(run), *flags, "--device", "cpu"])
+        assert capsys.readouterr().err.startswith(note)
