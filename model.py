@@ -368,17 +368,22 @@ class ChannelNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised channels; see the class."""
-        learning, dealt = self.training and not self.rests, parallel.dealt()
-        every = parallel.counted(len(x)) if learning and dealt else len(x)
-        if learning and dealt and every > 1:
-            mean = parallel.together(parallel.mean_of(x.sum(0), len(x), of_all=True))
-            variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x), of_all=True))
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(variance.detach() * every / (every - 1), self.momentum)  # as torch's own
-            self.num_batches_tracked += 1
-            return (x - mean) / (variance + self.eps).sqrt()
-        if learning and every > 1:
+        if not self.training or self.rests:
+            return self._known(x)  # without a look at how many there are, which would be a constant in an export
+        dealt = parallel.dealt()
+        every = parallel.counted(len(x)) if dealt else len(x)
+        if every <= 1:
+            return self._known(x)
+        if not dealt:
             return super().forward(x)
+        mean = parallel.together(parallel.mean_of(x.sum(0), len(x), of_all=True))
+        variance = parallel.together(parallel.mean_of((x - mean).square().sum(0), len(x), of_all=True))
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        self.running_var.lerp_(variance.detach() * every / (every - 1), self.momentum)  # as torch's own
+        self.num_batches_tracked += 1
+        return (x - mean) / (variance + self.eps).sqrt()
+
+    def _known(self, x: Tensor) -> Tensor:
         return (x - self.running_mean) / (self.running_var + self.eps).sqrt()
 
 
