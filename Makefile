@@ -1,4 +1,4 @@
-# `make train` and `make test` do everything from a fresh clone; PYTHON picks the interpreter (3.10 or newer).
+# `make train` and `make test` do everything from a fresh clone; PYTHON picks the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 
