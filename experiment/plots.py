@@ -262,14 +262,14 @@ def spread(weighted_f1: Mapping[str, float], kind: str) -> plt.Figure:
     values = pd.Series(weighted_f1)
     means = over_folds(values)
     one = f"one {kind}" if len(means) == len(values) else f"one fold of a {kind}"
-    figure, axis = plt.subplots(figsize=(min(PAGE, 2 + 0.3 * max(5, len(values))), 2.8))
-    axis.plot([name_of(n, 12) for n in values.index], values, "o", label=one)
+    figure, axis = plt.subplots(figsize=(min(PAGE, 2 + 0.3 * max(5, len(means))), 2.8))
+    axis.plot([name_of(n.partition("/")[0], 12) for n in values.index], values, "o", label=one)
     axis.axhline(means.mean(), color="0.3", marker="", label=f"mean {means.mean():.2f}")
     if span := interval(means):
         axis.axhspan(*span, color="0.85", label=f"95 % interval of the mean, {span[0]:.2f} to {span[1]:.2f}")
     axis.set(xlabel=kind, ylabel="weighted F1 on test (%)")
     axis.margins(0.15, 0.3)
-    _legend(axis, ncols=2)
+    _legend(axis, ncols=1)  # beside each other they are wider than few seeds
     return figure
 
 

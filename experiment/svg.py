@@ -195,11 +195,12 @@ def reliability(bins: Mapping[str, np.ndarray]) -> Markup:
 
 
 def dots(values: Mapping[str, float], interval: Sequence[float] | None, label: str, title: str) -> Markup:
-    """One dot a run, their mean, and its interval as a band."""
+    """One dot a run, folds of a seed above each other, their mean, and its interval as a band."""
     every = [*values.values(), *(interval or [])]
     low, high = min(every), max(every)
     pad = 0.15 * (high - low) or 1.0
-    axes = Axes((0, len(values) + 1), (low - pad, high + pad), ("", label), (440, 240), whole=True)
+    places = list(dict.fromkeys(name.partition("/")[0] for name in values))
+    axes = Axes((0, len(places) + 1), (low - pad, high + pad), ("", label), (440, 240), whole=True)
     axes.parts = [p for p in axes.parts if 'text-anchor="middle">' not in p or "rotate" in p]
     width = axes.size[0] - RIGHT - LEFT
     if interval:
@@ -207,10 +208,12 @@ def dots(values: Mapping[str, float], interval: Sequence[float] | None, label: s
         axes.parts.append(f'<rect class="band" x="{LEFT}" y="{top:.1f}" width="{width}" height="{foot - top:.1f}"/>')
     mean = sum(values.values()) / len(values)
     axes.parts.append(f'<path class="curve" stroke="currentColor" d="M{LEFT} {axes.up(mean):.1f}h{width}"/>')
-    for i, (name, value) in enumerate(values.items(), 1):
-        x = axes.across(i)
+    for name, value in values.items():
+        x = axes.across(1 + places.index(name.partition("/")[0]))
         axes.parts.append(f"<g>{_point(1, x, axes.up(value))}<title>{escape(name)}: {value:.2f}</title></g>")
-        if len(values) <= 12:
-            foot = axes.size[1] - BOTTOM + 16
-            axes.parts.append(f'<text x="{x:.0f}" y="{foot}" text-anchor="middle">{escape(plain(name, 10))}</text>')
+    names = [plain(place, 10) for place in places]
+    if sum(map(len, names)) <= 60:  # or they would run into each other
+        foot = axes.size[1] - BOTTOM + 16
+        for i, name in enumerate(names, 1):
+            axes.parts.append(f'<text x="{axes.across(i):.0f}" y="{foot}" text-anchor="middle">{escape(name)}</text>')
     return axes.svg(title)

@@ -199,7 +199,11 @@ def test_folds_of_a_seed_are_not_counted_as_seeds(monkeypatch):
     with plots.style():
         figure = plots.pictures(seen)["spread"]()
         said = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1"]
         plots.plt.close(figure)
     assert said == ["one fold of a seed", "mean 60.50", f"95 % interval of the mean, {low:.2f} to {high:.2f}"]
     row = page.class_rows(seen)[0]
     assert (row["mean"], row["deviation"]) == (60.5, 0.5**0.5)
+    shown = svg.dots(f1, (low, high), "weighted F1", "runs")
+    assert [shown.count(f'text-anchor="middle">{place}</text>') for place in ("seed0", "seed1")] == [1, 1]
+    assert shown.count("<title>seed") == 4
