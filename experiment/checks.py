@@ -190,7 +190,9 @@ def check_before_writing(command: Command, runs: Sequence[PlannedRun]) -> None:
             if Path(command.out).resolve() in (path, *path.parents):
                 raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
     check_jobs(min(command.jobs, len(runs)), settings, corpus)
-    check_training(without_earlier_run(command.resume, runs) if command.resume and trained_run else runs)
+    if command.resume and trained_run:
+        runs = without_earlier_run(command.resume, runs)
+    check_training(runs, begun=bool(command.resume))
     if command.export_fused:
         check_export(settings, corpus, command.export_fused)
 
@@ -213,11 +215,12 @@ def without_earlier_run(resume: str, runs: Sequence[PlannedRun]) -> Sequence[Pla
     return runs
 
 
-def check_training(runs: Sequence[PlannedRun]) -> None:
+def check_training(runs: Sequence[PlannedRun], *, begun: bool = False) -> None:
     """Find what would stop one of several runs, or make its scores worth nothing.
 
     Args:
         runs: Whose settings and data differ in nothing but the seed and the fold.
+        begun: Whether they are gone on with: a flag that does nothing can be left out no more.
 
     Raises:
         InputError: If there is no memory for the network, or validation, folds to calibrate on, labels, a modality or
@@ -254,7 +257,7 @@ def check_training(runs: Sequence[PlannedRun]) -> None:
         if name not in corpus.dims:
             raise InputError(f"{corpus.name}: --drop-modality: no {name} features; there are {', '.join(corpus.dims)}")
     for name in ("classifier.unimodal_loss", "augmentation.drop_modality"):
-        if len(corpus.dims) == 1 and flat(settings)[name]:  # it would do nothing
+        if len(corpus.dims) == 1 and flat(settings)[name] and not begun:  # it would do nothing
             raise InputError(f"{corpus.name}: {flag_of(name)} is for several modalities, here is one; leave it out")
 
 

@@ -440,3 +440,13 @@ def test_a_flag_for_several_modalities_is_refused_with_one(files, tmp_path, caps
     error = capsys.readouterr().err
     assert f"whole.pkl: {flag.split()[0]} is for several modalities" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begun_when_one_modality_took_such_a_flag_goes_on(files, tmp_path):
+    run = tmp_path / "run"
+    argv = ["--features", str(files / "whole.pkl"), "--modalities", "text", "--out", str(run)]
+    assert train_IEMOCAP.main([*argv, *BRIEF]) == 0
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["classifier"]["unimodal_loss"] = 0.5
+    (run / "config.json").write_text(json.dumps(config))
+    assert train_IEMOCAP.main(["--resume", str(run)]) == 0
