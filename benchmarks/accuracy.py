@@ -82,7 +82,8 @@ def job(name: str, flags: str, seed: int, settings: Settings, own: argparse.Name
     if name == "gru":
         argv = [*common.data_flags(settings, own), "--networks", "gru", "--seeds", str(seed), "--out", str(directory)]
         return Job("experiment.jobs", "command", (common.BASELINE, (*argv, *of_baseline(own.shared))), directory)
-    argv = common.run_flags(settings, own, seed, directory, [*own.shared, *flags.split()])
+    alone = ["--unimodal-loss", "0"] if "--modalities" in flags and "," not in flags else []  # it is refused there
+    argv = common.run_flags(settings, own, seed, directory, [*own.shared, *flags.split(), *alone])
     return Job("experiment.jobs", "command", (common.SCRIPT, tuple(argv)), directory)
 
 

@@ -212,3 +212,11 @@ def test_a_folder_that_cannot_be_made_is_a_line_before_anything_is_trained(scrip
         status == 2
         and said == f"error: --out {tmp_path / 'file'}: cannot be made (File exists); choose another directory\n"
     )
+
+
+def test_a_row_of_one_modality_does_without_what_is_for_several(tmp_path):
+    settings, own = accuracy.common.parse(accuracy.build_parser(), ["--demo", "--out", str(tmp_path)])
+    own.shared, rows = ["--unimodal-loss", "0.5"], accuracy.rows_for(["text", "visual", "acoustic"])
+    for name, weight in {"full": 0.5, "text+visual": 0.5, "text": 0}.items():
+        _, flags = accuracy.job(name, rows[name], 0, settings, own).arguments
+        assert parse_args(flags).settings.classifier.unimodal_loss == weight
