@@ -207,3 +207,9 @@ def test_folds_of_a_seed_are_not_counted_as_seeds(monkeypatch):
     shown = svg.dots(f1, (low, high), "weighted F1", "runs")
     assert [shown.count(f'text-anchor="middle">{place}</text>') for place in ("seed0", "seed1")] == [1, 1]
     assert shown.count("<title>seed") == 4
+
+
+def test_the_mean_of_seeds_of_which_one_lacks_folds_is_that_of_its_interval():
+    some, whole = {"seed0/foldA": 50.0, "seed0/foldB": 50.0, "seed1/foldA": 70.0}, {"seed0": 50.0, "seed1": 70.0}
+    lines = [svg.dots(runs, None, "", "").split('class="curve"')[1].split("/>")[0] for runs in (some, whole)]
+    assert lines[0] == lines[1]
