@@ -14,6 +14,8 @@ from feature_files.checks import MELD_LABELS, MELD_SENTIMENTS, NUMBER, Checks, P
 from feature_files.reading import _names_beside, checked, identify
 from feature_files.sources import Source
 
+NO_CLASS = 2**31  # stands for a label that can be none
+
 
 def read_unlabelled(
     path: str | Path,
@@ -86,14 +88,19 @@ def read_whole(path: str | Path, target: str = "emotion", missing: str = "refuse
     source = Source(Path(path))
     parts = identify(source, missing, unlabelled=True)
     if parts.sentiment is not None:
-        parts = replace(parts, sentiment=_labels(replace(parts, labels=parts.sentiment)))
+        parts = replace(parts, sentiment=_labels(replace(parts, labels=parts.sentiment), as_given=True))
     splits = {name: ids for name, ids in parts.splits.items() if ids is not None}
-    parts = replace(parts, labels=_labels(parts), splits=splits)
+    parts = replace(parts, labels=_labels(parts, as_given=True), splits=splits)
     return checked(source, parts, target=target, missing=missing, **choices, needs=(), unlabelled=True)
 
 
-def _labels(parts: Parts) -> dict[str, np.ndarray]:
-    """The labels of every dialogue that any field knows, `IGNORE_LABEL` where there is none."""
+def _labels(parts: Parts, *, as_given: bool = False) -> dict[str, Any]:
+    """The labels of every dialogue that any field knows, `IGNORE_LABEL` where there is none.
+
+    Args:
+        parts: Of the file.
+        as_given: Whether labels that can be none stay, alone of their dialogue's, for the line that refuses them.
+    """
     tables = [parts.labels, parts.speakers, parts.sentences]
     for layers in parts.features.values():
         tables += layers if isinstance(layers, list) else [layers]
@@ -107,7 +114,8 @@ def _labels(parts: Parts) -> dict[str, np.ndarray]:
             values = next((items for row in rows if (items := items_of(row)) is not None), None)
         if values:
             row = [_label(value) for value in values] if given else [IGNORE_LABEL] * len(values)
-            labels[i] = np.array(row, np.int64)
+            wrong = [value for value, label in zip(values, row, strict=True) if label == NO_CLASS] if as_given else []
+            labels[i] = wrong or np.array(row, np.int64)
         else:
             labels[i] = np.empty(0, np.int64)  # an empty dialogue, which is refused with its name
     return labels
@@ -117,7 +125,7 @@ def _label(value: Any) -> int:
     """A class; `IGNORE_LABEL` of what stands for none; of anything else a number that no class has."""
     if value is None or (isinstance(value, NUMBER) and (value != value or value < 0)):
         return IGNORE_LABEL
-    return int(value) if isinstance(value, NUMBER) and value == int(min(value, 2**31)) else 2**31
+    return int(value) if isinstance(value, NUMBER) and value == int(min(value, NO_CLASS)) else NO_CLASS
 
 
 def _labelled(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

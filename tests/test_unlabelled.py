@@ -178,3 +178,10 @@ def test_a_label_that_is_none_is_a_fault_unless_told_otherwise(save, tmp_path, c
     assert feature_files.main([*command, "--keep-unlabelled"]) == 0
     again = feature_files.read(tmp_path / "a.safetensors")
     assert again.label_names == ("calm", "cross") and next(iter(again.dialogues.values())).labels[0] == IGNORE_LABEL
+
+
+def test_a_label_that_can_be_none_is_named_as_the_file_has_it(save, tmp_path, capsys):
+    nine = make_nine()
+    next(iter(nine[2].values()))[:2] = [None, "sad"]
+    command = ["convert", str(save(tuple(nine))), str(tmp_path / "a.safetensors"), "--keep-unlabelled"]
+    assert feature_files.main(command) == 2 and "label 'sad' is no whole number" in capsys.readouterr().err
