@@ -126,12 +126,25 @@ def leave_word() -> None:
     """Tell processes on other hosts, which would wait for this one, that it ends before they have met."""
     if _store is not None or os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE"):
         return  # of one host torchrun ends the others
-    with suppress(RuntimeError, LookupError, ValueError):
+    with suppress(OSError, RuntimeError, LookupError, ValueError), _torch_silent():
         store = _open_store(timedelta(seconds=10))
         store.add("gone", 1)
         # The store may be this host's, and end with this process: first let the others look.
         _wait_for(lambda: store.add("here", 0) + store.add("gone", 0) >= int(os.environ["WORLD_SIZE"]), LEAVING)
         time.sleep(1)
+
+
+@contextmanager
+def _torch_silent() -> Iterator[None]:
+    """Without what torch's C++ writes where no store answers: pages, below the one line that says what is wrong."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - for its descriptor
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def complain(text: str) -> None:

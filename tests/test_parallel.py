@@ -285,3 +285,17 @@ def test_statistics_stay_where_a_whole_batch_has_a_modality_once_or_not_at_all(c
     norm.running_mean += 1
     assert torch.allclose(norm(torch.full((count, 2), 3.0)), torch.full((count, 2), 2.0))
     assert norm.running_mean.tolist() == norm.running_var.tolist() == [1, 1]
+
+
+def test_a_refusal_is_one_line_where_nobody_hears_of_it(monkeypatch, capfd):
+    """Torch's C++ tells of a store that does not answer in pages."""
+
+    def unanswered(*_):
+        os.write(2, b"frame #0: and so on")
+        raise RuntimeError
+
+    monkeypatch.setattr(parallel, "_open_store", unanswered)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parallel.leave_word()
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
