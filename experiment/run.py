@@ -223,6 +223,7 @@ class Run:
             "random": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all(),
+                **({"mps": torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {}),
                 "python": random.getstate(),
                 "numpy": (kind, keys.tolist(), *rest),
             },
@@ -282,6 +283,8 @@ class Run:
             cuda = state["random"]["cuda"]
             if len(cuda) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(cuda)
+            if "mps" in state["random"] and torch.backends.mps.is_available():
+                torch.mps.set_rng_state(state["random"]["mps"])
             if bool(cuda) != torch.cuda.is_available() or len(cuda) != torch.cuda.device_count():
                 complain(
                     f"{self.last}: begun with {len(cuda) or 'no'} GPUs, goes on with "

@@ -537,3 +537,17 @@ def test_the_benchmark_that_is_stopped_or_cannot_go_on_says_so_in_a_line(error, 
     monkeypatch.setattr(benchmark, "soak", stopped)
     ended, _, said = ran(benchmark.main, ["--kills", "1"], capsys)
     assert ended == status and said.count("\n") == 1
+
+
+def test_the_random_state_of_an_apple_gpu_is_taken_up(tmp_path, monkeypatch):
+    """Dropout draws there: a run that goes on would draw again what was drawn before."""
+    now = [torch.arange(4, dtype=torch.uint8)]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: now[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", now.append)
+    run = Run(tmp_path, tensorboard=False)
+    run.log("adversarial", {"epoch": 1, "seconds": 0.0})
+    run.save("adversarial", 1, {})
+    now.append(now[0] + 1)
+    assert Run(tmp_path, tensorboard=False).restore("adversarial", {}) == 1
+    assert now[-1].tolist() == [0, 1, 2, 3]
