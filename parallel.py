@@ -81,6 +81,8 @@ def join(device: str) -> str:
             raise InputError(f"torchrun: {name} is no number in the environment; use torchrun, or unset WORLD_SIZE")
     if "MASTER_ADDR" not in os.environ:
         raise InputError("torchrun: MASTER_ADDR is not in the environment; use torchrun, or unset WORLD_SIZE")
+    if device == "mps":  # gloo cannot send what lies there, and float64, which figures are summed in, is not to be had
+        raise InputError("torchrun: not on Apple's GPU; give --device cpu, or start one process without torchrun")
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():

@@ -27,6 +27,7 @@ from experiment.settings import AugmentationSettings, Settings
 from experiment.start import begin
 from experiment.trained import build_network
 from feature_files import write_container
+from files import InputError
 from model import ChannelNorm
 
 FLAGS = ["--GAN-epochs", "1", "--epochs", "2", "--fused-channels", "16", "--batch-size", "3", *BARE]
@@ -299,3 +300,10 @@ def test_a_refusal_is_one_line_where_nobody_hears_of_it(monkeypatch, capfd):
     parallel.leave_word()
     os.write(2, b"heard again")
     assert capfd.readouterr().err == "heard again"
+
+
+def test_several_processes_on_an_apple_gpu_are_refused_before_they_meet(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(InputError, match="--device cpu"):
+        parallel.join("mps")
