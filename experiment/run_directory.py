@@ -34,6 +34,7 @@ from files import InputError, complain, is_leftover, printable, read_text, repla
 
 LOCK = ".lock"  # in a run directory, while a process works on it
 LOG = "log.txt"  # in a run directory, what a run said that had no terminal
+FINDER = ".DS_Store"  # in every folder that was looked at in a Mac's Finder
 REPLACED = ".replaced"  # in a run directory, what --overwrite is about to delete
 # All that a run writes, so that --overwrite knows a run from another folder: a file that a run gets is named here.
 PICTURES = (
@@ -180,8 +181,8 @@ def sweep(directory: Path) -> None:
 
 
 def unused(directory: Path) -> bool:
-    """Whether nothing is in a directory, but for a lock, a log and what a killed process left half-written."""
-    return all(path.name in (LOCK, LOG) or is_leftover(path) for path in directory.iterdir())
+    """Whether nothing is in a directory, but for a lock, a log and what the Finder or a killed process left."""
+    return all(path.name in (LOCK, LOG, FINDER) or is_leftover(path) for path in directory.iterdir())
 
 
 def check_replaceable(directory: Path) -> None:
@@ -219,7 +220,7 @@ def foreign(directory: Path) -> Iterator[Path]:
         for name in files:
             path = here / name
             known = any(re.fullmatch(pattern, "/".join([*inside, name])) for pattern in RUN_FILES)
-            if path.is_symlink() or not path.is_file() or not (known or name == LOCK or is_leftover(path)):
+            if path.is_symlink() or not path.is_file() or not (known or name in (LOCK, FINDER) or is_leftover(path)):
                 yield path
 
 
@@ -510,7 +511,7 @@ def prepare_directory(directory: Path, corpus: Corpus, *, resume: bool, overwrit
     if parallel.follows():
         return
     if resume and not (directory / "config.json").exists():  # nothing has begun, or runs of it one by one
-        known = rf"{re.escape(LOCK)}|{re.escape(LOG)}|{RUNS_WITHIN}"
+        known = rf"{re.escape(LOCK)}|{re.escape(LOG)}|{re.escape(FINDER)}|{RUNS_WITHIN}"
         for path in directory.iterdir():
             if path.is_symlink() or not (is_leftover(path) or re.fullmatch(known, path.name)):
                 raise InputError(f"{path}: none of a run's, and {directory} has no config.json; choose another --out")

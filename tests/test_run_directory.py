@@ -681,3 +681,12 @@ def test_windows_longer_than_any_dialogue_cost_nothing_and_change_nothing():
 def test_config_json_of_a_run_is_what_is_written(made):
     config = json.loads((made / "finished" / "config.json").read_text())
     assert run_directory.ill_formed(config) is None and "export_fused" not in json.dumps(config)
+
+
+def test_what_a_macs_finder_leaves_is_in_nobodys_way(run_copy, tmp_path):
+    directory = run_copy("finished")
+    for folder in (tmp_path / "new", directory, directory / "checkpoints"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".DS_Store").write_bytes(b"Bud1")
+    assert run_directory.unused(tmp_path / "new")
+    run_directory.check_replaceable(directory)
