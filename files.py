@@ -53,12 +53,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)  # it might be a link to what is not ours
         yield temporary
         with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+            to_disk(stream.fileno())
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             with contextlib.suppress(OSError):  # some network file systems cannot do this to a folder
-                os.fsync(folder)
+                to_disk(folder)
         finally:
             os.close(folder)
     except OSError as error:
@@ -67,6 +67,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # of a folder that can no longer be written
             temporary.unlink(missing_ok=True)
+
+
+def to_disk(number: int) -> None:
+    """Have what was written to an open file or folder on the disk."""
+    os.fsync(number)
+    with contextlib.suppress(ImportError, OSError):  # macOS alone has it: its fsync leaves all in the drive's cache
+        from fcntl import F_FULLFSYNC, fcntl
+
+        fcntl(number, F_FULLFSYNC)
 
 
 def spare(inputs: Iterable[Path], out: Path) -> None:

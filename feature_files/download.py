@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from files import InputError, is_printable, printable
+from files import InputError, is_printable, printable, to_disk
 
 KNOWN_FILES = Path(__file__).with_name("known_files.json")
 TRIES = 5  # without a byte more than before
@@ -121,7 +121,7 @@ def download(name: str, folder: Path, known: Path = KNOWN_FILES) -> Path:
         with _open_part(part) as stream:
             try:
                 _complete(entry, stream)
-                os.fsync(stream.fileno())
+                to_disk(stream.fileno())
                 part.replace(target)
             finally:
                 if not stream.seek(0, os.SEEK_END):  # nothing that could be gone on from

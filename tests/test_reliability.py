@@ -551,3 +551,12 @@ def test_the_random_state_of_an_apple_gpu_is_taken_up(tmp_path, monkeypatch):
     now.append(now[0] + 1)
     assert Run(tmp_path, tensorboard=False).restore("adversarial", {}) == 1
     assert now[-1].tolist() == [0, 1, 2, 3]
+
+
+def test_on_a_mac_a_file_is_on_the_disk_and_not_in_the_drives_cache_before_it_takes_its_place(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda number, what: calls.append((what, (tmp_path / "x").exists())))
+    with replacing(tmp_path / "x") as temporary:
+        temporary.write_text("1")
+    assert calls == [(51, False), (51, True)]
