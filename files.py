@@ -86,13 +86,16 @@ def spare(inputs: Iterable[Path], out: Path) -> None:
     """
     for path in inputs:
         try:
-            lost = out.exists() and (
-                (path.exists() and out.samefile(path)) or (path.is_dir() and path.resolve() in out.resolve().parents)
-            )
+            lost = out.exists() and path.exists() and (out.samefile(path) or lies_in(out, path))
         except (OSError, ValueError):  # one cannot be looked at: whoever reads or writes it says so
             continue
         if lost:
             raise InputError(f"{out}: is read for this, and would be lost; give another name to write to")
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether what is there lies in a folder, by whatever name: on a Mac ``Runs`` and ``runs`` are the same."""
+    return folder.is_dir() and any(parent.samefile(folder) for parent in path.resolve().parents)
 
 
 def is_leftover(path: Path) -> bool:

@@ -25,7 +25,7 @@ from experiment.trained import (
     shape_of,
     source_of_stage_1,
 )
-from files import InputError
+from files import InputError, lies_in
 
 
 def check_shape(corpus: Corpus, shape: Mapping[str, Any], directory: Path) -> None:
@@ -183,11 +183,11 @@ def check_before_writing(command: Command, runs: Sequence[PlannedRun]) -> None:
     settings, corpus = command.settings, runs[0].corpus
     if command.overwrite and command.out and not command.resume and marked(Path(command.out)):
         check_replaceable(Path(command.out))
-    trained_run = settings.fusion.trained_run
+    trained_run, there = settings.fusion.trained_run, os.path.exists
     for flag, needed in (("--features", settings.data.features), ("--use-trained-GAN", trained_run)):
         if command.overwrite and command.out and needed:
-            path = Path(needed).resolve()
-            if Path(command.out).resolve() in (path, *path.parents):
+            path, out = Path(needed), Path(command.out)
+            if there(path) and there(out) and (out.samefile(path) or lies_in(path, out)):
                 raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
     check_jobs(min(command.jobs, len(runs)), settings, corpus)
     if command.resume and trained_run:

@@ -22,7 +22,7 @@ from experiment import run_directory
 from experiment.run import Run
 from experiment.settings import Settings
 from feature_files import write_nine_tuple
-from files import InputError, WriteError, printable, replacing
+from files import InputError, WriteError, printable, replacing, spare
 
 BRIEF = [*QUICK, "--epochs", "1", "--GAN-epochs", "0"]  # where all that counts is that it trains
 
@@ -690,3 +690,14 @@ def test_what_a_macs_finder_leaves_is_in_nobodys_way(run_copy, tmp_path):
         (folder / ".DS_Store").write_bytes(b"Bud1")
     assert run_directory.unused(tmp_path / "new")
     run_directory.check_replaceable(directory)
+
+
+def test_a_folder_that_is_named_in_another_case_is_the_same_folder(tmp_path, monkeypatch):
+    """On a Mac; a link stands for the other name here, and is not looked through."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x").touch()
+    (tmp_path / "DATA").symlink_to("data")
+    monkeypatch.setattr(Path, "resolve", Path.absolute)
+    with pytest.raises(InputError, match="would be lost"):
+        spare([tmp_path / "data"], tmp_path / "DATA" / "x")
+    spare([tmp_path / "other"], tmp_path / "DATA" / "x")
