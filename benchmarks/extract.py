@@ -139,7 +139,7 @@ def memory(folder: Path, count: int, width: int) -> list[str]:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 # Text -----------------------------------------------------------------------------------------------------------------

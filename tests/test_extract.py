@@ -7,9 +7,11 @@ import re
 import resource
 import signal
 import sqlite3
+import sys
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -670,3 +672,10 @@ def test_the_benchmark_of_contexts_keeps_its_runs_apart(tmp_path, save, capsys):
     for out, says in ((features, "cannot be made"), (tmp_path / "other", "runs of another job are there")):
         status, _, said = ran(benchmark.main, ["context", "--features", features, "--out", out], capsys)
         assert status == 2 and said.count("\n") == 1 and says in said
+
+
+def test_the_benchmark_takes_the_bytes_of_a_mac_for_bytes(monkeypatch):
+    monkeypatch.setattr(benchmark.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2**30))
+    for platform, gibibytes in (("linux", 1024), ("darwin", 1)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert benchmark._peak() == gibibytes
