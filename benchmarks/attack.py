@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from attacks import downloads, features, runs
-from attacks.driver import attempt
+from attacks.driver import STATM, attempt
 
 import feature_files
 from experiment import plots  # noqa: F401 - matplotlib looks for fonts, and would note them in the home of an attack
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=1.0, help="the part of each class's attacks to try")
     parser.add_argument("--seed", type=int, default=0, help="which part")
     args = parser.parse_args(argv)
+    if not STATM.exists():
+        parser.error(f"this system does not say what a process holds ({STATM}); run it on Linux")
     kinds = args.only.split(",")
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"--only: no class {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")

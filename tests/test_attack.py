@@ -89,3 +89,10 @@ def test_the_command_prints_what_was_tried_and_held_by_class(monkeypatch, capsys
 def test_every_class_of_the_issue_is_there():
     kinds = {"values", "texts", "bombs", "liars", "oddities", "downloads", "configs", "flags", "names", "directories"}
     assert kinds | {"streams"} == set(attack.KINDS)
+
+
+def test_where_memory_cannot_be_seen_nothing_is_tried(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(attack, "STATM", tmp_path / "statm")
+    with pytest.raises(SystemExit):
+        attack.main(["--only", "values"])
+    assert "run it on Linux" in capsys.readouterr().err

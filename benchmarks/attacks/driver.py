@@ -20,6 +20,7 @@ import feature_files
 from files import is_printable
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+STATM = Path("/proc/self/statm")  # what a process holds, in pages
 SECONDS, MEMORY = 20, 2**29
 LONGEST = 2500  # characters of a complaint
 
@@ -97,7 +98,7 @@ def judge(attack: Attack, outer: Path, seconds: int = 0, memory: int = MEMORY) -
     folder = outer / "in"
     folder.mkdir()
     arguments, before = attack.make(folder), there(outer)
-    base = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # what the child begins with
+    base = int(STATM.read_text().split()[1]) * resource.getpagesize()  # what the child begins with
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
@@ -110,7 +111,7 @@ def judge(attack: Attack, outer: Path, seconds: int = 0, memory: int = MEMORY) -
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(seconds or attack.seconds)
                 if attack.run is not shell:
-                    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                    now = int(STATM.read_text().split()[0]) * resource.getpagesize()
                     resource.setrlimit(resource.RLIMIT_AS, (now + 2**33, now + 2**33))
                 os.environ["HOME"] = str(folder)
                 os.chdir(folder)
