@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -82,3 +83,17 @@ def test_the_lines_of_predict_run_as_written(folder, capsys, monkeypatch):
     assert [json.loads(line)["turn"] for line in answers.splitlines()] == list(range(1, len(turns) + 1))
     assert len(pd.read_csv(folder / "predictions.csv")) == sum(map(len, small.dialogues.values()))
     assert list((folder / "runs" / "comparison").iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_refuses_an_older_python_before_pip_does(tmp_path):
+    """A Mac's own is 3.9, and pip would say no more than that there is no such torch."""
+    older = tmp_path / "python"
+    older.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -Sc "import sys; sys.version_info = 3, 9; exec(sys.argv[2])" "$@"'
+    )
+    older.chmod(0o755)
+    (tmp_path / "requirements.txt").touch()
+    command = ["make", "-f", ROOT / "Makefile", f"PYTHON={older}"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode and made.stderr.startswith("Python 3.11 or newer is needed") and not made.stdout
