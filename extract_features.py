@@ -128,7 +128,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--retry", action="store_true", help="try again what could not be decoded before")
     group.add_argument(
-        "--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)"
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, mps (default: cuda where it is, else cpu)",
     )
     group.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode (default 2)")
     group.add_argument(

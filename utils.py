@@ -162,7 +162,7 @@ def choose_determinism(always: bool) -> None:
 
 
 def choose_device(name: str) -> str:
-    """The device to run on: the one that is named, or for ``auto`` a GPU where there is one.
+    """The device to run on: the one that is named, or for ``auto`` cuda where it is, else the CPU.
 
     Raises:
         InputError: If it is not there.
