@@ -183,11 +183,11 @@ def check_before_writing(command: Command, runs: Sequence[PlannedRun]) -> None:
     settings, corpus = command.settings, runs[0].corpus
     if command.overwrite and command.out and not command.resume and marked(Path(command.out)):
         check_replaceable(Path(command.out))
-    trained_run, there = settings.fusion.trained_run, os.path.exists
+    trained_run = settings.fusion.trained_run
     for flag, needed in (("--features", settings.data.features), ("--use-trained-GAN", trained_run)):
         if command.overwrite and command.out and needed:
             path, out = Path(needed), Path(command.out)
-            if there(path) and there(out) and (out.samefile(path) or lies_in(path, out)):
+            if os.path.exists(path) and os.path.exists(out) and (out.samefile(path) or lies_in(path, out)):
                 raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
     check_jobs(min(command.jobs, len(runs)), settings, corpus)
     if command.resume and trained_run:
