@@ -187,8 +187,9 @@ def check_before_writing(command: Command, runs: Sequence[PlannedRun]) -> None:
     for flag, needed in (("--features", settings.data.features), ("--use-trained-GAN", trained_run)):
         if command.overwrite and command.out and needed:
             path, out = Path(needed), Path(command.out)
-            if os.path.exists(path) and os.path.exists(out) and (out.samefile(path) or lies_in(path, out)):
-                raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
+            with suppress(OSError):  # whoever reads or writes it says so
+                if path.exists() and out.exists() and (out.samefile(path) or lies_in(path, out)):
+                    raise InputError(f"{flag} {needed}: --overwrite would delete it; give another --out")
     check_jobs(min(command.jobs, len(runs)), settings, corpus)
     if command.resume and trained_run:
         runs = without_earlier_run(command.resume, runs)
