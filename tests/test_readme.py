@@ -94,6 +94,6 @@ def test_make_refuses_an_older_python_before_pip_does(tmp_path):
     )
     older.chmod(0o755)
     (tmp_path / "requirements.txt").touch()
-    command = ["make", "-f", ROOT / "Makefile", f"PYTHON={older}"]
+    command = ["make", "--no-print-directory", "-f", ROOT / "Makefile", f"PYTHON={older}"]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert made.returncode and made.stderr.startswith("Python 3.11 or newer is needed") and not made.stdout
