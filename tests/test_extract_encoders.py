@@ -166,7 +166,9 @@ def timm_is_right(folder, listed, out, pictures):
     try:
         import torchvision  # noqa: F401
     except RuntimeError:  # built for another torch: the operators that it looks for are declared, and none is used
-        declared = torch.library.Library("torchvision", "DEF")
+        from torch import library
+
+        declared = library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import timm
