@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, ClassVar
 
 import torch
@@ -251,19 +251,30 @@ class SpeakerEncoders(nn.ModuleDict):
         return {m: padded(rows, batch.mask) for m, rows in zip(self, x, strict=True)}
 
 
-def each(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """What M layers of one kind make of ``x [M, N, …]``, each of its own part, as one tensor."""
+def each(layers: Sequence[nn.Module], x: Tensor, twice: bool = False) -> Tensor:
+    """What M layers of one kind make of ``x [M, N, …]``, each of its own part, as one tensor.
+
+    Args:
+        layers: Linear, of layer normalisation, without parameters, or a sequence of these.
+        x: What they are given.
+        twice: Whether gradients are to have gradients.
+    """
     first = layers[0]
     if isinstance(first, nn.Sequential):
         for parts in zip(*layers, strict=True):
-            x = each(parts, x)
+            x = each(parts, x, twice)
         return x
+    if isinstance(first, nn.Linear) and twice:
+        weight, bias = (torch.stack(p) for p in zip(*((n.weight, n.bias) for n in layers), strict=True))
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
     if isinstance(first, nn.Linear):
         return _EachLinear.apply(x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
     if isinstance(first, nn.LayerNorm):
         weight, bias = (torch.stack(p).unsqueeze(1) for p in zip(*((n.weight, n.bias) for n in layers), strict=True))
         return torch.addcmul(bias, F.layer_norm(x, first.normalized_shape, eps=first.eps), weight)
-    return first(x)  # nothing in it is learnt, so all are the same
+    if next(first.parameters(), None) is not None:
+        raise TypeError(f"{type(first).__name__}: not known here")
+    return first(x)
 
 
 class _EachLinear(torch.autograd.Function):
@@ -708,88 +719,107 @@ class AdversarialFusion(nn.Module):
             fused: What `forward` made of the same utterances.
             gamma: Weight of the gradient penalties R1 and R2, which only the relativistic game has.
         """
-        shared = torch.stack(list(self.shared(batch, fused).values())).detach().requires_grad_()  # [M, N, channels]
+        shared = torch.stack(list(self.shared(batch, fused).values())).detach()
+        seen = shared.expand(len(shared), *shared.shape).requires_grad_()  # each discriminator has slopes of its own
+        logits = self.logits(seen)
+        on = self.by_pair(logits)
+        own, other = (torch.stack(x) for x in zip(*((on[k, k], on[k, m]) for k, m in self.pairs), strict=True))
+        if self.relativistic:
+            (slopes,) = torch.autograd.grad(logits.sum(), seen, create_graph=True)
+            squares = self.by_pair(slopes.square().sum(-1))
+            penalty = torch.stack([squares[k, k] + squares[k, m] for k, m in self.pairs])
+            loss = F.softplus(other - own) + gamma / 2 * penalty
+        else:
+            loss = F.softplus(-own) + F.softplus(other)
+        return dict(zip(self.generators, self.over_others(loss, batch), strict=True))
 
-        def loss(k: str) -> Tensor:
-            logits = self.discriminators[k](shared)
-            on = dict(zip(self.generators, logits, strict=True))
-            if self.relativistic:
-                (slopes,) = torch.autograd.grad(logits.sum(), shared, create_graph=True)
-                squares = dict(zip(self.generators, slopes.square().sum(-1), strict=True))
+    def logits(self, shared: Tensor) -> Tensor:
+        """Of every discriminator k on every s_m, ``[M, M, N]`` of ``shared [M, M, N, channels]``, k the first index."""
+        logits = each([d.layers for d in self.discriminators.values()], shared.flatten(1, 2), twice=True)
+        return logits.view(shared.shape[:-1])
 
-            def against(m: str) -> Tensor:
-                own, other = (having(on[i], batch, m, k) for i in (k, m))
-                if not self.relativistic:
-                    return mean(F.softplus(-own)) + mean(F.softplus(other))
-                penalty = sum(mean(having(squares[i], batch, m, k)) for i in (k, m))
-                return mean(F.softplus(other - own)) + gamma / 2 * penalty
+    def by_pair(self, x: Tensor) -> dict[tuple[str, str], Tensor]:
+        """The rows of ``x [M, M, N]`` by the two modalities."""
+        return dict(zip(product(self.generators, repeat=2), x.flatten(0, 1).unbind(), strict=True))
 
-            return self.over_others(k, against)
+    def over_others(self, loss: Tensor, batch: Batch) -> Tensor:
+        """The mean over the utterances that have both modalities of a pair, then over the second of them, ``[M]``.
 
-        return {k: loss(k) for k in self.generators}
+        Args:
+            loss: Of each of `pairs` and each real utterance, ``[M * (M - 1), N]``.
+            batch: Which of them lack what.
+        """
+        there = self.there(batch)
+        if there is not None:
+            both = self.by_pair(there.unsqueeze(1) & there)
+            there = torch.stack([both[pair] for pair in self.pairs])
+        return means(loss, there).view(len(self.generators), -1).mean(1)
+
+    def there(self, batch: Batch) -> Tensor | None:
+        """Which real utterances have which modality, ``[M, N]``; None if all have all."""
+        return torch.stack([batch.has(m)[batch.mask] for m in self.generators]) if batch.modality_mask else None
 
     def generator_losses(self, batch: Batch, fused: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Losses of each generator, by modality and by the names that `loss_weights` has.
 
-        A loss called ``NAME`` is the method ``NAME_loss(m, batch, rows)``, its rows the fused features of the real
-        utterances, ``[N, fused_channels]``. Those between two modalities are over the utterances that have both, and
-        the mean over the other modalities.
+        A loss called ``NAME`` is the method ``NAME_loss(batch, rows)``, its rows the fused features of the real
+        utterances by modality, ``[N, fused_channels]`` each. It returns a number for each modality, ``[M]``; those
+        between two modalities by `over_others`.
 
         Args:
             batch: Where the clean features are.
             fused: What `forward` made of the same utterances.
         """
-        names = self.loss_weights(1.0)
         rows = {m: real(f, batch.mask) for m, f in fused.items()}
-        return {m: {name: getattr(self, f"{name}_loss")(m, batch, rows) for name in names} for m in self.generators}
+        losses = {name: getattr(self, f"{name}_loss")(batch, rows).unbind() for name in self.loss_weights(1.0)}
+        return {m: {name: each[i] for name, each in losses.items()} for i, m in enumerate(self.generators)}
 
-    def over_others(self, m: str, loss: Callable[[str], Tensor]) -> Tensor:
-        """The mean of a loss over the modalities other than m."""
-        return torch.stack([loss(k) for k in self.generators if k != m]).mean()
-
-    def adversarial_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+    def adversarial_loss(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How badly s_m passes for the other modalities."""
+        shared = torch.stack([f[:, :SHARED_CHANNELS] for f in rows.values()])
+        on = self.by_pair(self.logits(shared.expand(len(shared), *shared.shape)))
+        loss = -torch.stack([on[k, m] for m, k in self.pairs])
+        if self.relativistic:
+            loss = loss + torch.stack([on[k, k] for _, k in self.pairs]).detach()
+        return self.over_others(F.softplus(loss), batch)
 
-        def against(k: str) -> Tensor:
-            own, other = (having(rows[i][:, :SHARED_CHANNELS], batch, m, k) for i in (k, m))
-            on_own = self.discriminators[k](own.detach()).detach() if self.relativistic else 0
-            return mean(F.softplus(on_own - self.discriminators[k](other)))
-
-        return self.over_others(m, against)
-
-    def contrastive_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
-        """InfoNCE: how badly s_m finds its own utterance's s_k among those of the dialogue.
+    def contrastive_loss(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+        """How hard it is to find an utterance by s_m among the s_k of its dialogue (InfoNCE).
 
         A dialogue of more than `NEGATIVES` turns counts as several, or memory would grow with its length squared.
         """
-        turns = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape) % self.NEGATIVES
-        sphere = {k: padded(F.normalize(f[:, :SHARED_CHANNELS], dim=-1), batch.mask) for k, f in rows.items()}
+        sphere = {m: padded(F.normalize(f[:, :SHARED_CHANNELS], dim=-1), batch.mask) for m, f in rows.items()}
+        of, among = (torch.stack(x) for x in zip(*((sphere[m], sphere[k]) for m, k in self.pairs), strict=True))
+        there = torch.stack([batch.has(m) & batch.has(k) for m, k in self.pairs])  # [P, B, T]
+        losses = []
+        parts = (x.split(self.NEGATIVES, dim=2) for x in (of / self.TEMPERATURE, among, there))
+        for s_m, s_k, both in zip(*parts, strict=True):
+            length = both.shape[-1]
+            absent = of.new_zeros(both.shape).masked_fill_(~both, -1e4).flatten(0, 1).unsqueeze(1)
+            cosines = torch.baddbmm(absent, s_m.flatten(0, 1), s_k.flatten(0, 1).transpose(1, 2))  # [P * B, T, T]
+            own = torch.arange(length, device=of.device).repeat(len(cosines))
+            losses.append(F.cross_entropy(cosines.flatten(0, 1), own, reduction="none").view(both.shape))
+        loss = torch.cat(losses, dim=2).flatten(1).index_select(1, places(batch.mask))
+        return self.over_others(loss, batch)
 
-        def among(k: str) -> Tensor:
-            each = (x.split(self.NEGATIVES, dim=1) for x in (sphere[m], sphere[k], batch.has(m) & batch.has(k), turns))
-            losses = []
-            for s_m, s_k, both, own in zip(*each, strict=True):
-                logits = (s_m @ s_k.transpose(1, 2) / self.TEMPERATURE).masked_fill(~both.unsqueeze(1), -1e4)
-                losses.append(F.cross_entropy(real(logits, both), own[both], reduction="none"))
-            return mean(torch.cat(losses))
-
-        return self.over_others(m, among)
-
-    def translation_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+    def translation_loss(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How far the other modalities' features are from what a linear map makes of s_m."""
+        loss = {}
+        for k, translator in self.translators.items():
+            others = [m for m in rows if m != k]
+            made = translator(torch.stack([rows[m][:, :SHARED_CHANNELS] for m in others]))
+            given = real(batch.features[k], batch.mask).expand_as(made)
+            each = F.smooth_l1_loss(made, given, reduction="none").sum(-1) / given.shape[-1]
+            loss |= {(m, k): row for m, row in zip(others, each.unbind(), strict=True)}
+        return self.over_others(torch.stack([loss[pair] for pair in self.pairs]), batch)
 
-        def into(k: str) -> Tensor:
-            x, made = real(batch.features[k], batch.mask), self.translators[k](rows[m][:, :SHARED_CHANNELS])
-            x, made = having(x, batch, m, k), having(made, batch, m, k)
-            return mean(F.smooth_l1_loss(made, x, reduction="none"))
-
-        return self.over_others(m, into)
-
-    def reconstruction_loss(self, m: str, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+    def reconstruction_loss(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How far x_m is from what a linear map makes of f_m."""
-        x = real(batch.features[m], batch.mask)
-        rebuilt, given = having(self.decoders[m](rows[m]), batch, m), having(x, batch, m)
-        return mean(F.smooth_l1_loss(rebuilt, given, reduction="none"))
+        loss = []
+        for m, decoder in self.decoders.items():
+            given = real(batch.features[m], batch.mask)
+            loss.append(F.smooth_l1_loss(decoder(rows[m]), given, reduction="none").sum(-1) / given.shape[-1])
+        return means(torch.stack(loss), self.there(batch))
 
 
 def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
@@ -799,9 +829,17 @@ def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
     return x[torch.stack([batch.has(m)[batch.mask] for m in modalities]).all(0)]
 
 
-def mean(x: Tensor) -> Tensor:
-    """The mean of all elements over the batch, 0 of none; of several processes a part of it, see `parallel`."""
-    return parallel.mean_of(x.sum(), x.numel(), of_all=True)
+def means(loss: Tensor, there: Tensor | None) -> Tensor:
+    """The mean of each row over the whole batch, 0 of none; of several processes a part of it, see `parallel`.
+
+    Args:
+        loss: Of the real utterances, ``[…, N]``.
+        there: Which of them count, alike; None if all do.
+    """
+    if there is None:
+        return parallel.mean_of(loss.sum(-1), loss.shape[-1], of_all=True)
+    totals, counts = loss.masked_fill(~there, 0).sum(-1), there.sum(-1).tolist()
+    return torch.stack([parallel.mean_of(*each, of_all=True) for each in zip(totals, counts, strict=True)])
 
 
 def dialogue_edges(

@@ -20,7 +20,7 @@ from experiment.console import NOTHING_HELD_OUT
 from experiment.insight import Insight, read_curves, several
 from experiment.palette import plain
 from files import WriteError
-from model import AdversarialFusion, having, mean
+from model import AdversarialFusion, having
 
 FOLDER = "tensorboard"
 WATCHED = 20  # classes at most that get curves of their own
@@ -56,8 +56,8 @@ def discriminators_right(fusion: AdversarialFusion, batch: Batch) -> dict[str, f
         if not len(on_own) or not len(on_other):
             continue
         line = (on_own.mean() + on_other.mean()) / 2 if fusion.relativistic else 0.0
-        found[f"{k}_D_right_on_real"] = 100 * mean((on_own > line).float()).item()
-        found[f"{k}_D_right_on_fused"] = 100 * mean((on_other < line).float()).item()
+        found[f"{k}_D_right_on_real"] = 100 * (on_own > line).float().mean().item()
+        found[f"{k}_D_right_on_fused"] = 100 * (on_other < line).float().mean().item()
     fusion.train()
     return found
 
