@@ -40,6 +40,7 @@ from dataloader import (
 )
 from experiment.checks import check_alike, check_before_writing, check_export
 from experiment.console import announce, leave, say
+from experiment.cores import watched as watched_cores
 from experiment.corpus import NO_DATA, load_corpus
 from experiment.evaluation import best_epoch, evaluate, report
 from experiment.flags import Command, parse_args
@@ -98,7 +99,7 @@ def run_seed(settings: Settings, corpus: Corpus, directory: Path) -> dict[str, A
 
     interrupted, held_out = None, []
     try:
-        with run.stoppable():
+        with run.stoppable(), watched_cores():
             if not run.reached("classifier"):
                 train_adversarial_fusion(network.fusion, data["train"], run, settings)
                 save_tensors(fusion_weights(directory), network.fusion.state_dict())

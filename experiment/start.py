@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
+
+from experiment.cores import shared_at_start
 
 
 def begin(parse_args: str | Callable[[], object]) -> None:
@@ -36,25 +36,8 @@ def begin(parse_args: str | Callable[[], object]) -> None:
 
             leave_word()  # or processes on other hosts would wait for this one
         raise
-    if "GOMP_SPINCOUNT" not in os.environ:  # OpenMP reads it when torch loads
-        os.environ["GOMP_SPINCOUNT"] = "100" if cores_are_shared() else "2000"
-
-
-def cores_are_shared() -> bool:
-    """Whether other processes keep so many cores busy that threads of this one will have to wait for theirs.
-
-    Threads of OpenMP that wait by spinning keep cores from those they wait for; docs/performance.md has what it costs.
-    """
-    running = []
-    try:
-        for _ in range(5):  # the least of several looks: a process may be awake for a moment
-            running.append(int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0]))
-            time.sleep(0.002)
-    except (OSError, ValueError, IndexError):
-        return False  # no Linux
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(threads) if threads.isdecimal() else len(os.sched_getaffinity(0))
-    return min(running) - 1 + threads > (os.cpu_count() or 1)
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys() and shared_at_start():
+        os.environ["GOMP_SPINCOUNT"] = "100"  # OpenMP reads it when torch loads
 
 
 def ending(work: Callable[[], int | None]) -> int:

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small import SHORT, corpus, features, train
 
 import train_IEMOCAP
-from experiment import console, run_directory, start
+from experiment import console, run_directory
 
 __all__ = ["corpus", "features"]  # fixtures
 
@@ -127,14 +127,6 @@ def test_the_commit_is_named_and_marked_where_files_differ_from_it(tmp_path, mon
 
 def test_config_names_the_commit(quick):
     assert json.loads((quick[0] / "config.json").read_text())["git_commit"] == "abc+"
-
-
-@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="asks Linux")
-def test_cores_are_shared_where_there_are_fewer_than_threads_and_other_busy_processes(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    for cores, shared in ((1, True), (1_000_000, False)):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        assert start.cores_are_shared() == shared
 
 
 def test_of_a_killed_process_of_jobs_nothing_complains():
