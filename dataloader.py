@@ -378,9 +378,11 @@ class Batch:
         """
         if not noise:
             return self
-        features = {
-            m: torch.randn(x.shape).mul_(noise * self.has(m).unsqueeze(-1)).add_(x) for m, x in self.features.items()
-        }
+        features = {}
+        for m, x in self.features.items():
+            there, flat = self.has(m).flatten().nonzero().squeeze(1), x.flatten(0, 1)
+            noisy = torch.randn(len(there), x.shape[-1]).mul_(noise).add_(flat.index_select(0, there))
+            features[m] = torch.zeros_like(flat).index_copy_(0, there, noisy).view_as(x)
         return replace(self, features=features)
 
     def drop_utterances(self, share: float) -> Batch:

@@ -12,9 +12,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import permutations, product
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -29,13 +31,17 @@ LONG, WIDE = 128, 2048  # `scan` takes more turns than these at once, unless a t
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout`, with masks that a CPU draws five times as fast: one number of 64 bits for four elements."""
+    """`torch.nn.Dropout`, with masks that a CPU draws ten times as fast: one number of 64 bits for four elements.
+
+    They are of NumPy's SFC64, with a seed that torch's generator draws.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """As `torch.nn.Dropout`."""
         if not self.training or x.device.type != "cpu" or not 0 < self.p < 1:
             return super().forward(x)
-        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        seed = int(torch.randint(2**62, ()))
+        numbers = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16))
         kept = numbers[: x.numel()].view(x.shape) >= min(round(2**16 * self.p), 2**16 - 1) - 2**15
         return x * kept.to(x.dtype).div_(1 - self.p)
 
@@ -102,14 +108,14 @@ class SpeakerTurns:
         steps: Length of the longest sequence, the row of zeros included.
         sequences: How many there are.
         own: Row of an utterance's own speaker's state, ``[M * N * ways]``, of the states ``[steps * sequences, …]``.
-        every: Rows of all speakers' states when it is said, ``[M * N * ways, S]``.
+        others: Rows of the other speakers' states when it is said, so many of each.
         has: Which utterances have the modality, ``[M, N, 1]``; None if all have.
     """
 
     steps: int
     sequences: int
     own: Tensor
-    every: Tensor
+    others: list[Tensor]
     has: Tensor | None
 
     @classmethod
@@ -126,11 +132,12 @@ class SpeakerTurns:
         sequence = (dialogue.view(-1, 1, 1) * ways + way.view(-1, 1)) * num_speakers + speaker
         sequences = len(mask) * ways * num_speakers
         rows = step * sequences + sequence
-        own = rows.gather(2, speakers[mask].view(-1, 1, 1).expand(-1, ways, 1))
+        who = speakers[mask].view(-1, 1, 1).expand(-1, ways, 1)
+        own, *others = (rows.gather(2, (who + i) % num_speakers).flatten() for i in range(num_speakers))
         has = None
         if batch.modality_mask:
             has = torch.stack([batch.has(m)[batch.mask] for m in modalities]).unsqueeze(-1)
-        return cls(int(so_far.max()) + 1, sequences, own.flatten(), rows.flatten(0, 1), has)
+        return cls(int(so_far.max()) + 1, sequences, own, others, has)
 
 
 class SpeakerRecurrence(nn.Module):
@@ -168,9 +175,9 @@ class SpeakerRecurrence(nn.Module):
             for values in (keep, update)
         )
         found = gated_recurrence(keep, update).flatten(0, 1)
-        mine = found.index_select(0, turns.own).view_as(x)
-        every = F.embedding_bag(turns.every, found, mode="sum").view_as(x)
-        return torch.cat([mine, every - mine], dim=-1)
+        own, *others = rows_of(found, turns.own), *(found.index_select(0, index) for index in turns.others)
+        heard = reduce(torch.add, others) if others else torch.zeros_like(own)
+        return torch.cat([own.view_as(x), heard.view_as(x)], dim=-1)
 
 
 class SpeakerLayer(nn.Module):
@@ -301,9 +308,30 @@ class _EachLinear(torch.autograd.Function):
         return back, *of_weights, *gradient.sum(1)
 
 
+class _Rows(torch.autograd.Function):
+    """Rows of ``x``, none of them twice: their gradient is copied to where they were, which torch's own adds up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.length = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.length, *gradient.shape[1:]).index_copy_(0, index, gradient), None
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """The rows ``x[index]``, none of them twice."""
+    return _Rows.apply(x, index) if x.requires_grad else x.index_select(0, index)
+
+
 def real(x: Tensor, mask: Tensor) -> Tensor:
-    """Real utterances ``[N, d]`` of ``[B, T, d]``: ``x[mask]``, whose gradient several threads would add up slowly."""
-    return x.flatten(0, 1).index_select(0, places(mask))
+    """Real utterances ``[N, d]`` of ``[B, T, d]``: ``x[mask]``."""
+    return rows_of(x.flatten(0, 1), places(mask))
 
 
 def padded(x: Tensor, mask: Tensor) -> Tensor:
@@ -877,6 +905,66 @@ def dialogue_edges(
     return torch.stack([node[dialogue, source], node[dialogue, turn]]), edge_type
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """Who hears whom by which relation, as means over neighbours need it; the same for all layers.
+
+    A relation names the speaker of its target, so that an utterance has neighbours by ``2 * num_speakers`` of them:
+    from whom, and in which direction. Each of these has a slot, those of an utterance one after the other.
+
+    Attributes:
+        sources: Of each edge, by slots ``[E]``.
+        slot_begins: Where those of a slot begin, ``[N * 2 * num_speakers]``.
+        counts: How many they are, or 1.
+        slots: Of each edge, by sources ``[E]``.
+        source_begins: Where those of a source begin, ``[N]``.
+        said_by: The utterances of each speaker.
+    """
+
+    sources: Tensor
+    slot_begins: Tensor
+    counts: Tensor
+    slots: Tensor
+    source_begins: Tensor
+    said_by: list[Tensor]
+
+    @classmethod
+    def of(cls, edge_index: Tensor, edge_type: Tensor, speakers: Tensor, num_speakers: int) -> Neighbours:
+        """Those of `dialogue_edges` between utterances of ``speakers [N]``, all below ``num_speakers``."""
+        (source, target), heard = edge_index, 2 * num_speakers
+        slot = target * heard + edge_type // heard * 2 + edge_type % 2
+        by_slot, at_slot = torch.sort(slot, stable=True)
+        by_source, at_source = torch.sort(source, stable=True)
+        numbers = torch.arange(len(speakers) * heard + 1, device=source.device)
+        begins = torch.searchsorted(by_slot, numbers)
+        return cls(
+            sources=source[at_slot],
+            slot_begins=begins[:-1],
+            counts=begins.diff().clamp(min=1),
+            slots=slot[at_source],
+            source_begins=torch.searchsorted(by_source, numbers[: len(speakers)]),
+            said_by=[(speakers == speaker).nonzero().squeeze(1) for speaker in range(num_speakers)],
+        )
+
+
+class _NeighbourMeans(torch.autograd.Function):
+    """The mean of ``x [N, d]`` over the neighbours of each slot, 0 of none, ``[N * 2 * num_speakers, d]``.
+
+    Its gradient is gathered by source, as the means are by slot; torch's own sorts the edges anew for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, neighbours: Neighbours) -> Tensor:
+        ctx.neighbours = neighbours
+        return F.embedding_bag(neighbours.sources, x, neighbours.slot_begins, mode="mean")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        each = gradient / ctx.neighbours.counts.unsqueeze(1)
+        return F.embedding_bag(ctx.neighbours.slots, each, ctx.neighbours.source_begins, mode="sum"), None
+
+
 class RelationalConvolution(nn.Module):
     """A relational graph convolution (R-GCN, arXiv 1703.06103, equation 2), over the relations of `dialogue_edges`.
 
@@ -884,13 +972,12 @@ class RelationalConvolution(nn.Module):
 
         h_t = W_0 x_t + b + sum over relations r of W_r times the mean of x_s over t's neighbours s by r
 
-    The same as PyTorch Geometric's ``RGCNConv``, parameters and their first values included. A relation names the
-    speaker of its target, so an utterance has neighbours by one in so many relations as there are speakers, and the
-    maps of the others, which that layer multiplies too, are left out. Its package also takes seconds to import.
+    The same as PyTorch Geometric's ``RGCNConv``, parameters and their first values included. Maps of relations by which
+    an utterance can have no neighbour (`Neighbours`), which that layer multiplies too, are left out. Its package also
+    takes seconds to import.
 
     Shapes:
-        x: ``[N, in_channels]``; edge_index: ``[2, E]``; edge_type: ``[E]``; speakers: ``[N]``, below num_speakers;
-        result: ``[N, out_channels]``.
+        x: ``[N, in_channels]``; result: ``[N, out_channels]``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, num_speakers: int):
@@ -902,18 +989,15 @@ class RelationalConvolution(nn.Module):
         for matrix in (*self.weight, self.root):
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor, speakers: Tensor) -> Tensor:
+    def forward(self, x: Tensor, neighbours: Neighbours) -> Tensor:
         """What each utterance makes of itself and its neighbours; see the class."""
-        source, target = edge_index
-        heard = 2 * self.num_speakers  # relations that one target has: from whom, and in which direction
-        slot, order = torch.sort(target * heard + edge_type // heard * 2 + edge_type % 2, stable=True)
-        begins = torch.searchsorted(slot, torch.arange(len(x) * heard, device=x.device))
-        means = F.embedding_bag(source[order], x, begins, mode="mean").view(len(x), -1)
+        means = _NeighbourMeans.apply(x, neighbours).view(len(x), -1)
         maps = self.weight.view(self.num_speakers, self.num_speakers, 2, *self.root.shape).transpose(0, 1)
         result = torch.addmm(self.bias, x, self.root)
-        for speaker, matrix in enumerate(maps.reshape(self.num_speakers, -1, self.root.shape[1])):
-            own = (speakers == speaker).nonzero().squeeze(1)
-            result = result.index_add(0, own, means.index_select(0, own) @ matrix)
+        for own, matrix in zip(
+            neighbours.said_by, maps.reshape(self.num_speakers, -1, self.root.shape[1]), strict=True
+        ):
+            result = result.index_add(0, own, rows_of(means, own) @ matrix)
         return result
 
 
@@ -997,10 +1081,11 @@ class GraphEmotionClassifier(nn.Module):
         nodes = self.dropout(real(x, mask))  # [N, d]
         views = [nodes]
         if self.convolutions:
-            edge_index, edge_type = dialogue_edges(mask, speakers, *self.window, self.num_speakers)
-            convolved, speakers = nodes, speakers[mask].clamp(max=self.num_speakers - 1)
+            edges = dialogue_edges(mask, speakers, *self.window, self.num_speakers)
+            known = speakers[mask].clamp(max=self.num_speakers - 1)
+            neighbours, convolved = Neighbours.of(*edges, known, self.num_speakers), nodes
             for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-                heard = convolution(convolved, edge_index, edge_type, speakers)
+                heard = convolution(convolved, neighbours)
                 convolved = convolved + self.dropout(F.gelu(norm(heard)))
             views.append(convolved)
         if self.attention is not None:

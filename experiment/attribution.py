@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dataloader import Batch, Dialogue, batches
 from experiment.evaluation import BATCH_SIZE
-from model import GANFFN, dialogue_edges, padded
+from model import GANFFN, Neighbours, dialogue_edges, padded
 
 EDGES_AT_ONCE = 20_000
 
@@ -103,12 +103,13 @@ def edge_changes(network: GANFFN, x: Tensor, mask: Tensor, speakers: Tensor, ans
     classifier = network.classifier
     edge_index, edge_type = dialogue_edges(mask, speakers, *classifier.window, classifier.num_speakers)
     nodes, known = x[mask], speakers[mask].clamp(max=classifier.num_speakers - 1)
+    neighbours = Neighbours.of(edge_index, edge_type, known, classifier.num_speakers)
     source, target = edge_index
     groups, group = torch.unique(target * 2 * classifier.num_speakers**2 + edge_type, return_inverse=True)
     count = torch.bincount(group, minlength=len(groups)).to(x).unsqueeze(1)
     states, heard, totals = [nodes], [], []
     for convolution, norm in zip(classifier.convolutions, classifier.norms, strict=True):
-        said = convolution(states[-1], edge_index, edge_type, known)
+        said = convolution(states[-1], neighbours)
         heard.append(said - states[-1] @ convolution.root - convolution.bias)
         totals.append(nodes.new_zeros(len(groups), nodes.shape[1]).index_add_(0, group, states[-1][source]))
         states.append(states[-1] + F.gelu(norm(said)))

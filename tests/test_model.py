@@ -76,7 +76,8 @@ def test_the_graph_convolution_is_that_of_pytorch_geometric(num_speakers):
     x = torch.randn(int(mask.sum()), 8)
     known = speakers[mask].clamp(max=num_speakers - 1)
     given = [x.clone().requires_grad_() for _ in range(2)]
-    results = theirs(given[0], *edges), ours(given[1], *edges, known)
+    neighbours = model.Neighbours.of(*edges, known, num_speakers)
+    results = theirs(given[0], *edges), ours(given[1], neighbours)
     assert torch.allclose(*results, atol=1e-5)
     for result in results:
         result.square().sum().backward()
