@@ -240,6 +240,8 @@ def row_blocks(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 # MiniLM's sentence vectors have two of 1e-33 and one of 1e-8; scaled up, what another machine rounds would be huge.
 NEGLIGIBLE = 1e-6
 
+KEPT = 2**25  # bytes of standardised features that are kept; IEMOCAP's published ones are 17 million
+
 
 @dataclass
 class Standardiser:
@@ -250,6 +252,7 @@ class Standardiser:
 
     mean: dict[str, np.ndarray] = field(default_factory=dict)
     scale: dict[str, np.ndarray] = field(default_factory=dict)
+    _kept: int = field(default=0, repr=False, compare=False)
 
     @classmethod
     def fit(cls, dialogues: Iterable[Dialogue]) -> Standardiser:
@@ -297,22 +300,33 @@ class Standardiser:
         return fitted
 
     def __call__(self, dialogue: Dialogue) -> Dialogue:
-        """The dialogue with standardised features, float32, made anew whenever they are asked for."""
+        """The dialogue with standardised features, float32; but for the first `KEPT`, made anew when asked for."""
         return replace(dialogue, features=_Standardised(dialogue.features, self))
+
+    def room_for(self, size: int) -> bool:
+        """Whether so many bytes more are kept, which are counted then."""
+        self._kept += size
+        return self._kept <= KEPT
 
 
 @dataclass(frozen=True, eq=False)
 class _Standardised(Mapping[str, np.ndarray]):
-    """Features that are standardised when they are read, so that there is no second copy of a corpus."""
+    """Features that are standardised when they are read, so that there is no second copy of a large corpus."""
 
     raw: Mapping[str, np.ndarray]
     by: Standardiser
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, modality: str) -> np.ndarray:
+        if modality in self.kept:
+            return self.kept[modality]
         x = self.raw[modality] - self.by.mean[modality]
         x /= self.by.scale[modality]
         with np.errstate(over="ignore"):  # what comes of it is looked at
-            return x.astype(np.float32)
+            x = x.astype(np.float32)
+        if self.by.room_for(x.nbytes):
+            self.kept[modality] = x
+        return x
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)

@@ -265,9 +265,11 @@ def train_classifier(
     if at_rest:
         for generator in network.fusion.generators.values():
             generator.rest()
-    # Discriminators, decoders and translators rest: they keep old gradients, and decay would move them.
     learning = nn.ModuleList([network.fusion.generators, network.speaker_encoders, network.classifier]).parameters()
     learning = [p for p in learning if p.requires_grad]
+    network.requires_grad_(False)  # discriminators, decoders and translators rest
+    for p in learning:
+        p.requires_grad_()
     optimizer = utils.AdamW(learning, flags.lr, weight_decay=flags.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, flags.lr, total_steps=steps, cycle_momentum=False)
     parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule, "shuffle": shuffle}

@@ -221,14 +221,20 @@ class AveragedWeights(AveragedModel):
     def __init__(self, module: nn.Module, decay: float):
         super().__init__(module)
         self.decay = decay
+        self._learnt: list[Sequence[Tensor]] = []
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the weights after a step in, but for those at rest; torch's own takes several times as long."""
+        """Take the weights after a step in, but for those at rest; torch's own takes several times as long.
+
+        Always of the same model, and what rests at the first step rests until the last: looking it up takes as long as
+        the rest.
+        """
+        if not self._learnt:
+            pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+            self._learnt = list(zip(*((mine, its) for mine, its in pairs if its.requires_grad), strict=True))
         share = (1 - self.decay) / (1 - self.decay ** (int(self.n_averaged) + 1))
-        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
-        averages, weights = zip(*((mine, its) for mine, its in pairs if its.requires_grad), strict=True)
-        torch._foreach_lerp_(averages, weights, share)
+        torch._foreach_lerp_(*self._learnt, share)
         for averaged, current in zip(self.module.buffers(), model.buffers(), strict=True):
             averaged.copy_(current)
         self.n_averaged += 1
