@@ -42,8 +42,9 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         seed = int(torch.randint(2**62, ()))
         numbers = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16))
-        kept = numbers[: x.numel()].view(x.shape) >= min(round(2**16 * self.p), 2**16 - 1) - 2**15
-        return x * kept.to(x.dtype).div_(1 - self.p)
+        least = min(round(2**16 * self.p), 2**16 - 1) - 2**15
+        kept = torch.ge(numbers[: x.numel()].view(x.shape), least, out=torch.empty_like(x))  # 1 or 0
+        return x * kept.div_(1 - self.p)
 
 
 def scan(keep: Tensor, update: Tensor, reverse: bool = False) -> Tensor:
@@ -1159,6 +1160,8 @@ class GANFFN(nn.Module):
 
     def nodes(self, batch: Batch, encoded: Mapping[str, Tensor], modalities: Sequence[str]) -> Tensor:
         """These modalities of each utterance as one, ``[B, T, fused_channels]``."""
+        if not batch.modality_mask:
+            return sum(encoded[m] for m in modalities) * (len(encoded) / len(modalities))
         has = {m: batch.has(m).unsqueeze(-1) for m in modalities}
         total = sum(encoded[m].masked_fill(~has[m], 0) for m in modalities)
         scale = len(encoded) / sum(has.values()).clamp(min=1)  # 1 where nothing is missing
