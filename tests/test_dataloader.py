@@ -83,15 +83,30 @@ def test_statistics_gathered_block_by_block_are_the_same(corpus, block, monkeypa
     assert np.allclose(fitted.scale["text"], whole.scale["text"], rtol=1e-10)
 
 
-def test_a_standardised_corpus_is_no_second_copy(corpus):
+def test_a_standardised_corpus_is_no_second_copy(corpus, monkeypatch):
     dialogue = corpus.split("train")[0]
     wide = replace(dialogue, features={"text": np.ones((len(dialogue), 1000), np.float32)})
+    size = wide.features["text"].nbytes
+    monkeypatch.setattr(dataloader, "KEPT", 5 * size)
     standardise = Standardiser.fit([wide])
     tracemalloc.start()
     standardised = [standardise(wide) for _ in range(100)]
+    assert sum(d.features["text"].nbytes for d in standardised) == 100 * size
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert held < sum(d.features["text"].nbytes for d in standardised) / 10
+    assert 5 * size <= held < 10 * size
+
+
+@pytest.mark.parametrize("room", [0, 2**25])
+def test_standardised_features_of_a_small_corpus_are_kept_and_are_the_same(corpus, room, monkeypatch):
+    monkeypatch.setattr(dataloader, "KEPT", room)
+    standardise = Standardiser.fit(corpus.split("train"))
+    for dialogue in corpus.split("train"):
+        standardised = standardise(dialogue)
+        first, again = standardised.features["text"], standardised.features["text"]
+        assert (first is again) == bool(room)
+        expected = (dialogue.features["text"] - standardise.mean["text"]) / standardise.scale["text"]
+        assert np.array_equal(first, expected.astype(np.float32)) and np.array_equal(first, again)
 
 
 def test_the_first_turns_of_a_dialogue_are_a_dialogue(corpus):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import model
 from dataloader import Batch, Standardiser, collate
@@ -165,6 +166,13 @@ def test_what_stands_in_the_padding_is_never_read(network, dialogues):
         assert all(torch.allclose(of[term], of_noisy[term], atol=1e-5) for term in of)
 
 
+def test_the_gradient_of_real_utterances_goes_back_to_their_places():
+    x, mask = torch.randn(2, 3, 4, requires_grad=True), torch.tensor([[True, False, True], [False, True, False]])
+    weight = torch.randn(3, 4)
+    gradients = [torch.autograd.grad((rows * weight).sum(), x)[0] for rows in (model.real(x, mask), x[mask])]
+    assert torch.equal(*gradients)
+
+
 def test_shapes_are_those_documented(network, dialogues):
     batch = collate(dialogues)
     size = batch.mask.shape
@@ -201,6 +209,58 @@ def test_each_half_of_the_game_moves_its_own_players_only(network, dialogues):
     sum(sum(terms.values()) for terms in losses.values()).backward()
     moved = [*fusion.generators.parameters(), *fusion.decoders.parameters()]
     assert all(p.grad.isfinite().all() and p.grad.any() for p in moved)
+
+
+@pytest.mark.parametrize("relativistic", [True, False])
+@pytest.mark.parametrize("missing", [False, True])
+def test_losses_of_stage_1_equal_loops_over_pairs_and_the_utterances_that_have_both(dialogues, relativistic, missing):
+    torch.manual_seed(0)
+    fusion, batch = AdversarialFusion(DIMS, 16, relativistic=relativistic).double().eval(), collate(dialogues)
+    batch = batch.map(lambda x: x.double() if x.is_floating_point() else x)
+    if missing:
+        batch = batch.drop_modality(dict.fromkeys(DIMS, 0.3))
+    fused = {m: f.detach().requires_grad_() for m, f in fusion(batch).items()}
+
+    def rows(m, *having):
+        return batch.mask & torch.stack([batch.has(k) for k in (m, *having)]).all(0)
+
+    def slope(k, x):
+        (gradient,) = torch.autograd.grad(fusion.discriminators[k](x).sum(), x, create_graph=True)
+        return gradient.square().sum(-1)
+
+    def on(k, m, other):
+        """Logits of D_k on s_m where both modalities are, and the squares of its slopes there."""
+        x = fused[m][rows(m, other)][:, :SHARED_CHANNELS].detach().requires_grad_()
+        return fusion.discriminators[k](x), slope(k, x)
+
+    players, passes, translates = {}, {}, {}
+    for k in DIMS:
+        told, passed, translated = [], [], []
+        for m in DIMS:
+            if m == k:
+                continue
+            (own, own_slope), (other, other_slope) = on(k, k, m), on(k, m, k)
+            penalty = (own_slope.mean() + other_slope.mean()) / 2
+            apart = F.softplus(other - own).mean() + penalty
+            told.append(apart if relativistic else F.softplus(-own).mean() + F.softplus(other).mean())
+            (theirs, _), (mine, _) = on(m, m, k), on(m, k, m)  # G_k before D_m
+            passed.append(F.softplus(theirs - mine).mean() if relativistic else F.softplus(-mine).mean())
+            both = rows(k, m)
+            made = fusion.translators[m](fused[k][both][:, :SHARED_CHANNELS])
+            translated.append(F.smooth_l1_loss(made, batch.features[m][both]))
+        players[k], passes[k], translates[k] = (torch.stack(x).mean() for x in (told, passed, translated))
+    found = fusion.discriminator_losses(batch, fused, gamma=1.0)
+    assert all(torch.allclose(found[k], players[k]) for k in DIMS)
+    weights = list(fusion.discriminators.parameters())
+    gradients = (torch.autograd.grad(sum(x.values()), weights, allow_unused=True) for x in (found, players))
+    assert all(torch.allclose(*pair) for pair in zip(*gradients, strict=True) if None not in pair)
+
+    terms = fusion.generator_losses(batch, fused)
+    assert all(torch.allclose(terms[m]["adversarial"], passes[m]) for m in DIMS)
+    for m in DIMS if relativistic else ():
+        assert torch.allclose(terms[m]["translation"], translates[m])
+        rebuilt = F.smooth_l1_loss(fusion.decoders[m](fused[m][rows(m)]), batch.features[m][rows(m)])
+        assert torch.allclose(terms[m]["reconstruction"], rebuilt)
 
 
 @pytest.mark.parametrize("negatives", [512, 5], ids=["whole dialogues", "long ones in parts"])
