@@ -386,8 +386,9 @@ def render(seen: Insight) -> str:
     if seen.members:
         values = {n: float(r["test"].get("weighted_f1", math.nan)) for n, r in seen.members.items()}
         values = {n: v for n, v in values.items() if math.isfinite(v)}
-        interval = utils.interval(over_folds(pd.Series(values, dtype=float)))
-        spread = part("spread", lambda: svg.dots(values, interval, "weighted F1 (%)", "Weighted F1 of every run"))
+        means = over_folds(pd.Series(values, dtype=float))
+        about = means.mean(), utils.interval(means), "weighted F1 (%)", "Weighted F1 of every run"
+        spread = part("spread", lambda: svg.dots(values, *about))
     content = {
         "title": plain(seen.directory.resolve().name or "run", 80),
         "head": part("headline", lambda: headline(seen)),

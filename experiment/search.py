@@ -13,7 +13,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,19 +215,16 @@ def search(sweep: Sweep, corpus: Corpus, train: Train) -> str | None:
 
 def next_trial(study: optuna.Study, sweep: Sweep, held: ExitStack) -> optuna.Trial | None:
     """A trial that nobody is at, or a new one; its directory is locked until `held` is closed. None if none is left."""
-    running = (optuna.trial.TrialState.RUNNING,)
-    trials = study.get_trials(deepcopy=False)
+    trials, running = study.get_trials(deepcopy=False), optuna.trial.TrialState.RUNNING
     for one in trials:
-        if one.state in running:
-            with ExitStack() as taken:
-                try:
-                    taken.enter_context(locked(directory_of(sweep, one.number)))
-                except InputError:  # somebody is
-                    continue
-                # Whoever was at it may have finished it since we looked.
-                if one.number in [now.number for now in study.get_trials(deepcopy=False, states=running)]:
-                    held.enter_context(taken.pop_all())
-                    return optuna.Trial(study, one._trial_id)
+        if one.state != running:
+            continue
+        with suppress(InputError), ExitStack() as taken:  # an error where somebody is at it
+            taken.enter_context(locked(directory_of(sweep, one.number)))
+            # Whoever was at it may have finished it since we looked.
+            if one.number in [now.number for now in study.get_trials(deepcopy=False, states=(running,))]:
+                held.enter_context(taken.pop_all())
+                return optuna.Trial(study, one._trial_id)
     if len(trials) >= sweep.trials:
         return None
     # A seed for each trial: a sweep that goes on proposes no trial of its beginning again.

@@ -194,24 +194,21 @@ def reliability(bins: Mapping[str, np.ndarray]) -> Markup:
     return axes.svg("Reliability: share of right answers by confidence; the dotted line is where they agree")
 
 
-def dots(values: Mapping[str, float], interval: Sequence[float] | None, label: str, title: str) -> Markup:
-    """One dot a run, folds of a seed above each other, their mean, and its interval as a band."""
+def dots(values: Mapping[str, float], mean: float, interval: Sequence[float] | None, label: str, title: str) -> Markup:
+    """One dot a run, folds of a seed above each other, the mean, and its interval as a band."""
     every = [*values.values(), *(interval or [])]
     low, high = min(every), max(every)
     pad = 0.15 * (high - low) or 1.0
-    places: dict[str, list[float]] = {}
-    for name, value in values.items():
-        places.setdefault(name.partition("/")[0], []).append(value)
+    places = list(dict.fromkeys(name.partition("/")[0] for name in values))
     axes = Axes((0, len(places) + 1), (low - pad, high + pad), ("", label), (440, 240), whole=True)
     axes.parts = [p for p in axes.parts if 'text-anchor="middle">' not in p or "rotate" in p]
     width = axes.size[0] - RIGHT - LEFT
     if interval:
         top, foot = axes.up(interval[1]), axes.up(interval[0])
         axes.parts.append(f'<rect class="band" x="{LEFT}" y="{top:.1f}" width="{width}" height="{foot - top:.1f}"/>')
-    mean = float(np.mean([np.mean(each) for each in places.values()]))  # as the interval's: a seed may lack folds
     axes.parts.append(f'<path class="curve" stroke="currentColor" d="M{LEFT} {axes.up(mean):.1f}h{width}"/>')
     for name, value in values.items():
-        x = axes.across(1 + list(places).index(name.partition("/")[0]))
+        x = axes.across(1 + places.index(name.partition("/")[0]))
         axes.parts.append(f"<g>{_point(1, x, axes.up(value))}<title>{escape(name)}: {value:.2f}</title></g>")
     names = [plain(place, 10) for place in places]
     if sum(map(len, names)) <= 60:  # or they would run into each other
