@@ -300,7 +300,7 @@ class Standardiser:
         return fitted
 
     def __call__(self, dialogue: Dialogue) -> Dialogue:
-        """The dialogue with standardised features, float32; but for the first `KEPT`, made anew when asked for."""
+        """The dialogue with standardised features, float32: the first `KEPT` bytes stay, others are made when asked."""
         return replace(dialogue, features=_Standardised(dialogue.features, self))
 
     def room_for(self, size: int) -> bool:

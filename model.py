@@ -763,7 +763,7 @@ class AdversarialFusion(nn.Module):
         return dict(zip(self.generators, self.over_others(loss, batch), strict=True))
 
     def logits(self, shared: Tensor) -> Tensor:
-        """Of every discriminator k on every s_m, ``[M, M, N]`` of ``shared [M, M, N, channels]``, k the first index."""
+        """Of each D_k on each s_m, ``[M, M, N]``, k the first index, of ``shared [M, M, N, channels]``."""
         logits = each([d.layers for d in self.discriminators.values()], shared.flatten(1, 2), twice=True)
         return logits.view(shared.shape[:-1])
 
@@ -801,7 +801,7 @@ class AdversarialFusion(nn.Module):
         """
         rows = {m: real(f, batch.mask) for m, f in fused.items()}
         losses = {name: getattr(self, f"{name}_loss")(batch, rows).unbind() for name in self.loss_weights(1.0)}
-        return {m: {name: each[i] for name, each in losses.items()} for i, m in enumerate(self.generators)}
+        return {m: {name: loss[i] for name, loss in losses.items()} for i, m in enumerate(self.generators)}
 
     def adversarial_loss(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How badly s_m passes for the other modalities."""
@@ -838,8 +838,8 @@ class AdversarialFusion(nn.Module):
             others = [m for m in rows if m != k]
             made = translator(torch.stack([rows[m][:, :SHARED_CHANNELS] for m in others]))
             given = real(batch.features[k], batch.mask).expand_as(made)
-            each = F.smooth_l1_loss(made, given, reduction="none").sum(-1) / given.shape[-1]
-            loss |= {(m, k): row for m, row in zip(others, each.unbind(), strict=True)}
+            apart = F.smooth_l1_loss(made, given, reduction="none").sum(-1) / given.shape[-1]
+            loss |= {(m, k): row for m, row in zip(others, apart.unbind(), strict=True)}
         return self.over_others(torch.stack([loss[pair] for pair in self.pairs]), batch)
 
     def reconstruction_loss(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
@@ -849,13 +849,6 @@ class AdversarialFusion(nn.Module):
             given = real(batch.features[m], batch.mask)
             loss.append(F.smooth_l1_loss(decoder(rows[m]), given, reduction="none").sum(-1) / given.shape[-1])
         return means(torch.stack(loss), self.there(batch))
-
-
-def having(x: Tensor, batch: Batch, *modalities: str) -> Tensor:
-    """Those of the real utterances ``x [N, …]`` that have all these modalities."""
-    if not batch.modality_mask:
-        return x
-    return x[torch.stack([batch.has(m)[batch.mask] for m in modalities]).all(0)]
 
 
 def means(loss: Tensor, there: Tensor | None) -> Tensor:

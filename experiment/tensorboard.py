@@ -20,7 +20,7 @@ from experiment.console import NOTHING_HELD_OUT
 from experiment.insight import Insight, read_curves, several
 from experiment.palette import plain
 from files import WriteError
-from model import AdversarialFusion, having
+from model import AdversarialFusion
 
 FOLDER = "tensorboard"
 WATCHED = 20  # classes at most that get curves of their own
@@ -49,10 +49,11 @@ def discriminators_right(fusion: AdversarialFusion, batch: Batch) -> dict[str, f
         batch: Clean features, on the network's device.
     """
     fusion.eval()
-    shared, found = fusion.shared(batch, fusion(batch)), {}
+    shared = {m: s[batch.has(m)[batch.mask]] for m, s in fusion.shared(batch, fusion(batch)).items()}
+    found = {}
     for k, discriminator in fusion.discriminators.items():
-        on_own = discriminator(having(shared[k], batch, k))
-        on_other = torch.cat([discriminator(having(shared[m], batch, m)) for m in shared if m != k])
+        on_own = discriminator(shared[k])
+        on_other = torch.cat([discriminator(s) for m, s in shared.items() if m != k])
         if not len(on_own) or not len(on_other):
             continue
         line = (on_own.mean() + on_other.mean()) / 2 if fusion.relativistic else 0.0
