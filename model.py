@@ -48,54 +48,31 @@ class Dropout(nn.Dropout):
 
 
 def scan(keep: Tensor, update: Tensor, reverse: bool = False) -> Tensor:
-    """`gated_recurrence` without a gradient; reversed, the adjoint ``h_t = keep_{t+1} * h_{t+1} + update_t``."""
+    """All states of ``h_t = keep_t * h_{t-1} + update_t``, ``h_0 = update_0``, which may be written over the updates.
+
+    Reversed, the adjoint: ``h_t = keep_{t+1} * h_{t+1} + update_t``.
+
+    Shapes:
+        keep, update, result: ``[T, ..., d]``.
+    """
     length = len(update)
     if length <= LONG or update[0].numel() > WIDE:
         # One fused operation a turn, written in place: at most dialogues' length faster than any parallel scan.
-        states = update.clone(memory_format=torch.contiguous_format)
-        rows, gates = states.unbind(), keep.unbind()
-        rows, gates = (rows[::-1], gates[:0:-1]) if reverse else (rows, gates[1:])
-        for before, state, gate in zip(rows, rows[1:], gates, strict=False):
+        states, gates = update.unbind(), keep.unbind()
+        states, gates = (states[::-1], gates[:0:-1]) if reverse else (states, gates[1:])
+        for before, state, gate in zip(states, states[1:], gates, strict=False):
             state.addcmul_(gate, before)
-        return states
+        return update
     if reverse:
         return scan(keep.roll(-1, 0).flip(0), update.flip(0)).flip(0)
     # Chunks side by side as if each began anew, then what each is handed by those before it.
     chunk = math.isqrt(length)
     padding = (0, 0) * (update.dim() - 1) + (0, -length % chunk)
-    keep, update = (F.pad(x, padding).unflatten(0, (-1, chunk)).transpose(0, 1) for x in (keep, update))
+    keep, update = (F.pad(x, padding).unflatten(0, (-1, chunk)).transpose(0, 1).contiguous() for x in (keep, update))
     states, kept = scan(keep, update), keep.cumprod(0)
-    handed = scan(kept[-1], states[-1])[:-1]
+    handed = scan(kept[-1], states[-1].clone())[:-1]
     states[:, 1:] += kept[:, 1:] * handed
     return states.transpose(0, 1).flatten(0, 1)[:length]
-
-
-class _Recurrence(torch.autograd.Function):
-    """`gated_recurrence`; its adjoint is the same recurrence run backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, keep: Tensor, update: Tensor) -> Tensor:
-        states = scan(keep, update)
-        ctx.save_for_backward(keep, states)
-        return states
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        keep, states = ctx.saved_tensors
-        total = scan(keep, gradient, reverse=True)
-        keeps = torch.zeros_like(keep)
-        torch.mul(total[1:], states[:-1], out=keeps[1:])
-        return keeps, total
-
-
-def gated_recurrence(keep: Tensor, update: Tensor) -> Tensor:
-    """All states of ``h_t = keep_t * h_{t-1} + update_t``, ``h_0 = 0``.
-
-    Shapes:
-        keep, update, result: ``[T, ..., d]``.
-    """
-    return _Recurrence.apply(keep.contiguous(), update)
 
 
 @dataclass(frozen=True)
@@ -140,6 +117,39 @@ class SpeakerTurns:
             has = torch.stack([batch.has(m)[batch.mask] for m in modalities]).unsqueeze(-1)
         return cls(int(so_far.max()) + 1, sequences, own, others, has)
 
+    def sequenced(self, x: Tensor) -> Tensor:
+        """Rows ``[M * N * ways, d]`` where their own speaker's states are, 0 elsewhere: ``[steps, sequences, d]``."""
+        rows = x.new_zeros(self.steps * self.sequences, x.shape[1]).index_copy_(0, self.own, x)
+        return rows.view(self.steps, self.sequences, -1)
+
+
+class _SpeakerStates(torch.autograd.Function):
+    """What utterances read of speakers' states: their own speaker's, and the sum of the others', ``[M * N * ways, d]``.
+
+    By gates ``keep`` and ``update`` of the same shape. Apart from the two scans nothing is done to all states, which
+    are several times as many as the utterances.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, keep: Tensor, update: Tensor, turns: SpeakerTurns) -> tuple[Tensor, Tensor]:
+        gates, updates = (turns.sequenced(x) for x in (keep, update))
+        states = scan(gates, updates).flatten(0, 1)
+        ctx.turns = turns
+        ctx.save_for_backward(gates, states)
+        own, *others = (states.index_select(0, rows) for rows in (turns.own, *turns.others))
+        return own, reduce(torch.add, others) if others else torch.zeros_like(own)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gates, states), turns = ctx.saved_tensors, ctx.turns
+        gradient = turns.sequenced(own)
+        for rows in turns.others:
+            gradient.flatten(0, 1).index_add_(0, rows, others)
+        of_update = scan(gates, gradient, reverse=True).flatten(0, 1).index_select(0, turns.own)
+        before = states.index_select(0, turns.own - turns.sequences)
+        return of_update * before, of_update, None
+
 
 class SpeakerRecurrence(nn.Module):
     """One running state for each speaker of the dialogue, past and future, read by every utterance.
@@ -170,15 +180,8 @@ class SpeakerRecurrence(nn.Module):
         keep, update = 1 - gate, gate * each([s.candidate for s in states], x)
         if turns.has is not None:
             keep, update = keep.masked_fill(~turns.has, 1), update.masked_fill(~turns.has, 0)
-        shape = (turns.steps, turns.sequences, x.numel() // len(turns.own))
-        keep, update = (
-            x.new_zeros(shape).flatten(0, 1).index_copy_(0, turns.own, values.reshape(-1, shape[2])).view(shape)
-            for values in (keep, update)
-        )
-        found = gated_recurrence(keep, update).flatten(0, 1)
-        own, *others = rows_of(found, turns.own), *(found.index_select(0, index) for index in turns.others)
-        heard = reduce(torch.add, others) if others else torch.zeros_like(own)
-        return torch.cat([own.view_as(x), heard.view_as(x)], dim=-1)
+        own, others = _SpeakerStates.apply(*(y.view(len(turns.own), -1) for y in (keep, update)), turns)
+        return torch.cat([own.view_as(x), others.view_as(x)], dim=-1)
 
 
 class SpeakerLayer(nn.Module):

@@ -22,7 +22,6 @@ from model import (
     SpeakerRecurrence,
     SpeakerTurns,
     dialogue_edges,
-    gated_recurrence,
     padded,
     speaker_relative,
 )
@@ -51,13 +50,28 @@ def test_recurrence_equals_a_loop_over_time(turns, monkeypatch):
     monkeypatch.setattr(model, "LONG", 13)
     torch.manual_seed(0)
     keep, update = torch.rand(turns, 2, 3), torch.randn(turns, 2, 3)
-    state, states = torch.zeros(2, 3), []
-    for t in range(turns):
-        state = keep[t] * state + update[t]
-        states.append(state)
-    assert torch.allclose(gated_recurrence(keep, update), torch.stack(states), atol=1e-5)
-    exact = [x[:20].double().requires_grad_() for x in (keep, update)]
-    assert torch.autograd.gradcheck(gated_recurrence, exact)
+    for reverse in (False, True):
+        state, states = torch.zeros(2, 3), {}
+        for t in reversed(range(turns)) if reverse else range(turns):
+            state = (keep[(t + reverse) % turns]) * state + update[t]
+            states[t] = state
+        expected = torch.stack([states[t] for t in range(turns)])
+        assert torch.allclose(model.scan(keep, update.clone(), reverse), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("long", [128, 4], ids=["at once", "in chunks"])
+@pytest.mark.parametrize("num_speakers", [1, 2, 3])
+def test_the_gradient_of_speakers_states_is_that_of_their_numbers(num_speakers, long, monkeypatch):
+    monkeypatch.setattr(model, "LONG", long)
+    torch.manual_seed(0)
+    layers = [SpeakerRecurrence(4).double() for _ in DIMS]
+    mask = torch.arange(11) < torch.tensor([[11], [4]])
+    speakers = torch.randint(num_speakers, mask.shape)
+    speakers[0, num_speakers - 1] = num_speakers - 1
+    batch = Batch(("a", "b"), {}, mask, speakers, torch.zeros_like(speakers))
+    turns = SpeakerTurns.of(batch, list(DIMS), causal=False)
+    x = torch.randn(len(DIMS), int(mask.sum()), 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: SpeakerRecurrence.each(layers, x, turns), [x], fast_mode=True)
 
 
 @pytest.mark.parametrize("num_speakers", [1, 2, 3])
