@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 LOOK = 0.5  # seconds between two looks at what others do
@@ -59,9 +59,8 @@ def watched() -> Iterator[None]:
 
 
 def _watch(done: threading.Event) -> None:
-    before = time.monotonic(), _busy(), time.process_time()
-    with ExitStack() as idle:
-        spinning = True
+    with suppress(OSError, ValueError), ExitStack() as idle:  # a system that says nothing of its cores
+        before, spinning = (time.monotonic(), _busy(), time.process_time()), True
         while not done.wait(LOOK):
             now = time.monotonic(), _busy(), time.process_time()
             passed, every, own = (b - a for a, b in zip(before, now, strict=True))
