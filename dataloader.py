@@ -394,8 +394,9 @@ class Batch:
             return self
         features = {}
         for m, x in self.features.items():
-            rows = x.flatten(0, 1).index_select(0, places(self.has(m)))
-            features[m] = padded(torch.randn(rows.shape).mul_(noise).add_(rows), self.has(m))
+            there, flat = self.has(m).flatten().nonzero().squeeze(1), x.flatten(0, 1)
+            noisy = torch.randn(len(there), x.shape[-1]).mul_(noise).add_(flat.index_select(0, there))
+            features[m] = torch.zeros_like(flat).index_copy_(0, there, noisy).view_as(x)
         return replace(self, features=features)
 
     def drop_utterances(self, share: float) -> Batch:
@@ -449,17 +450,6 @@ class Batch:
             if name != "ids"
         }
         return replace(self, **changed)
-
-
-def padded(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Real utterances ``[N, d]`` at their places in dialogues, 0 elsewhere, ``[B, T, d]``."""
-    result = x.new_zeros(mask.numel(), x.shape[-1])
-    return result.index_copy_(0, places(mask), x).view(*mask.shape, -1)
-
-
-def places(mask: torch.Tensor) -> torch.Tensor:
-    """Which turns of all dialogues, one after the other, are real utterances, ``[N]``."""
-    return mask.flatten().nonzero().squeeze(1)
 
 
 def collate(dialogues: Sequence[Dialogue]) -> Batch:

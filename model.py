@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 import parallel
-from dataloader import Batch, padded, places
+from dataloader import Batch
 
 SHARED_CHANNELS = 8  # of the fused features, those that the modalities share
 OWN_SCALE = 0.1  # of the others in fused features that are exported
@@ -336,6 +336,17 @@ def rows_of(x: Tensor, index: Tensor) -> Tensor:
 def real(x: Tensor, mask: Tensor) -> Tensor:
     """Real utterances ``[N, d]`` of ``[B, T, d]``: ``x[mask]``."""
     return rows_of(x.flatten(0, 1), places(mask))
+
+
+def padded(x: Tensor, mask: Tensor) -> Tensor:
+    """Real utterances ``[N, d]`` at their places in dialogues, 0 elsewhere, ``[B, T, d]``."""
+    result = x.new_zeros(mask.numel(), x.shape[-1])
+    return result.index_copy_(0, places(mask), x).view(*mask.shape, -1)
+
+
+def places(mask: Tensor) -> Tensor:
+    """Which turns of all dialogues, one after the other, are real utterances, ``[N]``."""
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def speaker_means(x: Tensor, mask: Tensor, speakers: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
