@@ -840,19 +840,18 @@ class AdversarialFusion(nn.Module):
         for k, translator in self.translators.items():
             others = [m for m in rows if m != k]
             made = translator(torch.stack([rows[m][:, :SHARED_CHANNELS] for m in others]))
-            loss |= {(m, k): row for m, row in zip(others, apart(made, batch, k).unbind(), strict=True)}
+            given = real(batch.features[k], batch.mask).expand_as(made)
+            apart = F.smooth_l1_loss(made, given, reduction="none").sum(-1) / given.shape[-1]
+            loss |= {(m, k): row for m, row in zip(others, apart.unbind(), strict=True)}
         return self.over_others(torch.stack([loss[pair] for pair in self.pairs]), batch)
 
     def reconstruction_loss(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """How far x_m is from what a linear map makes of f_m."""
-        loss = torch.stack([apart(decoder(rows[m]), batch, m) for m, decoder in self.decoders.items()])
-        return means(loss, self.there(batch))
-
-
-def apart(made: Tensor, batch: Batch, m: str) -> Tensor:
-    """How far ``made [..., N, d]`` is from the features x_m of the real utterances, ``[..., N]``: smooth L1."""
-    given = real(batch.features[m], batch.mask).expand_as(made)
-    return F.smooth_l1_loss(made, given, reduction="none").sum(-1) / given.shape[-1]
+        loss = []
+        for m, decoder in self.decoders.items():
+            given = real(batch.features[m], batch.mask)
+            loss.append(F.smooth_l1_loss(decoder(rows[m]), given, reduction="none").sum(-1) / given.shape[-1])
+        return means(torch.stack(loss), self.there(batch))
 
 
 def means(loss: Tensor, there: Tensor | None) -> Tensor:
@@ -991,9 +990,10 @@ class RelationalConvolution(nn.Module):
         """What each utterance makes of itself and its neighbours; see the class."""
         means = _NeighbourMeans.apply(x, neighbours).view(len(x), -1)
         maps = self.weight.view(self.num_speakers, self.num_speakers, 2, *self.root.shape).transpose(0, 1)
-        maps = maps.reshape(self.num_speakers, -1, self.root.shape[1])
         result = torch.addmm(self.bias, x, self.root)
-        for own, matrix in zip(neighbours.said_by, maps, strict=True):
+        for own, matrix in zip(
+            neighbours.said_by, maps.reshape(self.num_speakers, -1, self.root.shape[1]), strict=True
+        ):
             result = result.index_add(0, own, rows_of(means, own) @ matrix)
         return result
 

@@ -8,44 +8,20 @@ wait for, has need, and training takes several times as long (docs/performance.m
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 LOOK = 0.5  # seconds between two looks at what others do
 OTHERS = 0.3  # cores; less is the system's own work
 
 
-def threads_asked_for() -> int | None:
-    """What OMP_NUM_THREADS says, if it says a number."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if re.fullmatch(r"[1-9]\d{0,3}", said) else None
-
-
 def threads() -> int:
     """How many threads OpenMP takes."""
-    return threads_asked_for() or len(os.sched_getaffinity(0))
-
-
-def waiting_is_set() -> bool:
-    """Whether the user has said how long threads spin."""
-    return bool({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys())
-
-
-@contextmanager
-def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Let a thread work while the block does, until the event it is given is set."""
-    ended = threading.Event()
-    worker = threading.Thread(target=work, args=(ended,), daemon=True)
-    worker.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        worker.join()
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else len(os.sched_getaffinity(0))
 
 
 def shared_at_start() -> bool:
@@ -60,16 +36,26 @@ def shared_at_start() -> bool:
     return min(running) - 1 + threads() > (os.cpu_count() or 1)
 
 
-def watched() -> AbstractContextManager[None]:
+@contextmanager
+def watched() -> Iterator[None]:
     """Meanwhile let waiting threads spin no longer than others leave cores for them.
 
     OpenMP reads how long when it is loaded. But GNU's spins briefly where a process has more of its threads than there
     are cores. So where other processes come, threads are made that sleep, and ended when those have gone; nothing that
     is computed depends on it. Does nothing where ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` is set, or without Linux.
     """
-    if waiting_is_set() or not Path("/proc/stat").exists() or threads() < 2:
-        return nullcontext()
-    return beside(_watch)
+    set_already = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if set_already or not Path("/proc/stat").exists() or threads() < 2:
+        yield
+        return
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(done,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _watch(done: threading.Event) -> None:
@@ -81,8 +67,7 @@ def _watch(done: threading.Event) -> None:
             before = now
             shared = (every - own) / passed + threads() > (os.cpu_count() or 1) + OTHERS
             if shared and spinning:
-                for _ in range(-(-(len(os.sched_getaffinity(0)) + 1 - threads()) // (threads() - 1))):
-                    idle.enter_context(beside(_compute_and_sleep))  # until OpenMP has more threads than cores
+                idle.enter_context(_more_threads_than_cores())
             elif not shared and not spinning:
                 idle.close()
             spinning = not shared
@@ -95,9 +80,24 @@ def _busy() -> float:
     return (user + nice + system + interrupts + soft_interrupts) / os.sysconf("SC_CLK_TCK")
 
 
-def _compute_and_sleep(done: threading.Event) -> None:
-    """Hold threads of OpenMP: each of Python's that has computed something has others of its own."""
+@contextmanager
+def _more_threads_than_cores() -> Iterator[None]:
+    """Threads of OpenMP that sleep: each of Python's that has computed something has others of its own."""
     import torch
 
-    torch.empty(2**17).fill_(0)  # so large that all threads take part
-    done.wait()
+    done = threading.Event()
+
+    def compute_and_sleep() -> None:
+        torch.empty(2**17).fill_(0)  # so large that all threads take part
+        done.wait()
+
+    more = -(-(len(os.sched_getaffinity(0)) + 1 - threads()) // (threads() - 1))
+    idle = [threading.Thread(target=compute_and_sleep, daemon=True) for _ in range(more)]
+    for thread in idle:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in idle:
+            thread.join()

@@ -24,7 +24,6 @@ from typing import Any
 
 from experiment import run
 from experiment.console import say
-from experiment.cores import beside, threads_asked_for
 from experiment.run_directory import LOG, PROJECT
 from files import InputError, TrainingError, WriteError, complain, printable
 from parallel import LostProcessError
@@ -57,7 +56,8 @@ def cores_for(jobs: int) -> int:
     """Threads of each of so many processes: what OMP_NUM_THREADS says, or an even share of the cores."""
     from joblib import cpu_count
 
-    return threads_asked_for() or max(1, cpu_count() // jobs)
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if re.fullmatch(r"[1-9]\d{0,3}", said) else max(1, cpu_count() // jobs)
 
 
 def do_all(jobs: Mapping[str, Job], at_once: int, cluster: str | None, directory: Path) -> dict[str, dict[str, Any]]:
@@ -144,6 +144,19 @@ def stop_file(directory: Path, *, stays: bool) -> Iterator[Path]:
             signal.signal(number, handler)
         with suppress(OSError):
             path.touch() if left else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Let a thread work while the block does, until the event it is given is set."""
+    ended = threading.Event()
+    worker = threading.Thread(target=work, args=(ended,), daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        worker.join()
 
 
 def reading_along(jobs: Mapping[str, Job]) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from importlib import import_module
 
-from experiment.cores import shared_at_start, waiting_is_set
+from experiment.cores import shared_at_start
 
 
 def begin(parse_args: str | Callable[[], object]) -> None:
@@ -36,7 +36,7 @@ def begin(parse_args: str | Callable[[], object]) -> None:
 
             leave_word()  # or processes on other hosts would wait for this one
         raise
-    if not waiting_is_set() and shared_at_start():
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys() and shared_at_start():
         os.environ["GOMP_SPINCOUNT"] = "100"  # OpenMP reads it when torch loads
 
 
